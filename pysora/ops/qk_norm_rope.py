@@ -1,0 +1,60 @@
+"""RMS norm of queries or keys, then rotary positions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pysora.ops._checks import at_least_fp32, need, need_shape
+from pysora.ops._registry import op
+
+
+def _check(x: Tensor, gain: Tensor, cos: Tensor | None, sin: Tensor | None) -> None:
+    need(x.ndim == 4, "x", "[B, L, N, K]", list(x.shape))
+    _, L, N, K = x.shape
+    need(tuple(gain.shape) in ((N * K,), (K,)), "gain", f"[N*K] = [{N * K}] or [K] = [{K}]", list(gain.shape))
+    need((cos is None) == (sin is None), "cos, sin", "both or neither", "one")
+    if cos is not None and sin is not None:
+        need(K % 2 == 0, "x", "an even K where cos and sin are given", K)
+        need_shape(cos, "cos", "[L, K/2]", (L, K // 2))
+        need_shape(sin, "sin", "[L, K/2]", (L, K // 2))
+
+
+def _fake(x: Tensor, gain: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float) -> Tensor:
+    _check(x, gain, cos, sin)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@op("(Tensor x, Tensor gain, Tensor? cos=None, Tensor? sin=None, float eps=1e-06) -> Tensor", _fake)
+def qk_norm_rope(
+    x: Tensor, gain: Tensor, cos: Tensor | None = None, sin: Tensor | None = None, eps: float = 1e-6
+) -> Tensor:
+    """Normalise queries or keys by their root mean square, then rotate interleaved pairs by their position's angles.
+
+    The norm runs over all heads together where `gain` has N*K values (Wan), and over each head where it has K.
+
+    Args:
+        x: `[B, L, N, K]`, fp32 or bf16, any strides.
+        gain: `[N*K]` or `[K]`, any float dtype. With one head the two are the same.
+        cos, sin: `[L, K/2]`, fp32, of the angle of each pair `(x[2i], x[2i+1])`; both None leaves positions out.
+        eps: added to the mean square.
+
+    Returns:
+        like x, contiguous; computed in fp32 and rounded once.
+
+    Raises:
+        ValueError: a shape does not fit.
+
+    Sources: Zhang and Sennrich 2019 (RMSNorm); Su et al. 2021, equation 34 (RoFormer, interleaved pairs).
+    """
+    _check(x, gain, cos, sin)
+    N, K = x.shape[2:]
+    over_heads = gain.shape[0] == N * K
+    y = x.to(at_least_fp32(x.dtype))
+    y = y * torch.rsqrt(y.square().mean((2, 3) if over_heads else 3, keepdim=True) + eps)
+    y = y * (gain.view(N, K) if over_heads else gain).to(y.dtype)
+    if cos is not None and sin is not None:
+        even, odd = y.unflatten(-1, (-1, 2)).unbind(-1)
+        c, s = cos.to(y.dtype).unsqueeze(1), sin.to(y.dtype).unsqueeze(1)
+        y = torch.stack((even * c - odd * s, even * s + odd * c), -1).flatten(-2)
+    return y.to(x.dtype).contiguous()

@@ -1,0 +1,106 @@
+"""One step of any linear sampler: guidance and all linear combinations in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from pysora.ops._checks import at_least_fp32, need, need_shape
+from pysora.ops._registry import op
+
+
+def _check(
+    sample: Tensor,
+    prediction: Tensor,
+    prediction_uncond: Tensor | None,
+    history: Sequence[Tensor],
+    coefficients: Tensor,
+    noise: Tensor | None,
+) -> None:
+    shape = tuple(sample.shape)
+    others = [("prediction", prediction), ("prediction_uncond", prediction_uncond), ("noise", noise)]
+    for name, tensor in [*others, *((f"history[{i}]", h) for i, h in enumerate(history))]:
+        if tensor is not None:
+            need_shape(tensor, name, "the shape of sample", shape)
+    if prediction_uncond is not None:
+        need(
+            prediction_uncond.dtype == prediction.dtype,
+            "prediction_uncond",
+            str(prediction.dtype),
+            prediction_uncond.dtype,
+        )
+    need(coefficients.is_floating_point(), "coefficients", "float64 or float32", coefficients.dtype)
+    inputs = 2 + len(history) + (noise is not None)
+    need(
+        coefficients.ndim == 2 and coefficients.shape[0] >= 1 and coefficients.shape[1] == inputs,
+        "coefficients",
+        f"[R, {inputs}] for the sample, the prediction, {len(history)} of history and {int(noise is not None)} noise",
+        list(coefficients.shape),
+    )
+
+
+def _fake(
+    sample: Tensor,
+    prediction: Tensor,
+    prediction_uncond: Tensor | None,
+    history: Sequence[Tensor],
+    coefficients: Tensor,
+    guidance: float,
+    noise: Tensor | None,
+) -> list[Tensor]:
+    _check(sample, prediction, prediction_uncond, history, coefficients, noise)
+    dtype = at_least_fp32(sample.dtype)
+    return [sample.new_empty(sample.shape, dtype=dtype) for _ in range(coefficients.shape[0])]
+
+
+@op(
+    "(Tensor sample, Tensor prediction, Tensor? prediction_uncond, Tensor[] history, Tensor coefficients, "
+    "float guidance=1.0, Tensor? noise=None) -> Tensor[]",
+    _fake,
+)
+def sampler_step(
+    sample: Tensor,
+    prediction: Tensor,
+    prediction_uncond: Tensor | None,
+    history: Sequence[Tensor],
+    coefficients: Tensor,
+    guidance: float = 1.0,
+    noise: Tensor | None = None,
+) -> list[Tensor]:
+    """Combine the inputs of a sampler step: `out[r] = sum_j coefficients[r, j] * input[j]`.
+
+    The inputs are (sample, guided, *history, noise where given), with
+    `guided = uncond + guidance*(prediction - uncond)`, or the prediction itself without an unconditional one. Products
+    and sums are taken one by one in the order of the inputs, so that every backend gives the same bits.
+
+    Args:
+        sample: any shape, fp32 (fp64 gives fp64 results).
+        prediction: shape of sample, fp32 or bf16; guidance is computed in this dtype.
+        prediction_uncond: like prediction, or None.
+        history: h tensors of the shape of sample, fp32: earlier predictions or samples, as the sampler defines.
+        coefficients: `[R, 2+h]`, or `[R, 3+h]` with noise; float64 or float32, rounded to the results' dtype.
+        guidance: weight of the conditional prediction.
+        noise: shape of sample, fp32, or None.
+
+    Returns:
+        R tensors of the shape of sample, fp32.
+
+    Raises:
+        ValueError: a shape or dtype does not fit.
+
+    Source: Ho and Salimans 2022, equation 6 (guidance); each sampler's coefficients name their own.
+    """
+    _check(sample, prediction, prediction_uncond, history, coefficients, noise)
+    dtype = at_least_fp32(sample.dtype)
+    guided = prediction
+    if prediction_uncond is not None:
+        guided = prediction_uncond + guidance * (prediction - prediction_uncond)
+    inputs = [t.to(dtype) for t in (sample, guided, *history, *([] if noise is None else [noise]))]
+    results = []
+    for row in coefficients.to(dtype).unbind():
+        total = row[0] * inputs[0]
+        for factor, tensor in zip(row[1:].unbind(), inputs[1:], strict=True):
+            total = total + factor * tensor
+        results.append(total)
+    return results

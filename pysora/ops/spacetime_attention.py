@@ -1,0 +1,123 @@
+"""Attention over all tokens of a clip, or over several clips packed end to end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pysora.ops._checks import at_least_fp32, need, need_shape
+from pysora.ops._registry import op
+
+
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None, q_offsets: Tensor | None, k_offsets: Tensor | None
+) -> None:
+    need(q.ndim == 4, "q", "[B, Lq, N, K]", list(q.shape))
+    need(k.ndim == 4, "k", "[B, Lk, N, K]", list(k.shape))
+    B, _, N, K = q.shape
+    need_shape(k, "k", "[B, Lk, N, K]", (B, k.shape[1], N, K))
+    need_shape(v, "v", "[B, Lk, N, K]", (B, k.shape[1], N, K))
+    need(q.dtype == k.dtype == v.dtype, "q, k, v", "one dtype", f"{q.dtype}, {k.dtype}, {v.dtype}")
+    if key_bias is not None:
+        need_shape(key_bias, "key_bias", "[B, Lk]", (B, k.shape[1]))
+    need((q_offsets is None) == (k_offsets is None), "q_offsets, k_offsets", "both or neither", "one")
+    if q_offsets is not None and k_offsets is not None:
+        need(B == 1, "q", "B = 1 where offsets are given", B)
+        for name, offsets in (("q_offsets", q_offsets), ("k_offsets", k_offsets)):
+            need(offsets.ndim == 1 and offsets.shape[0] >= 2, name, "[S+1]", list(offsets.shape))
+            need(offsets.dtype == torch.int32, name, "int32", offsets.dtype)
+        need_shape(k_offsets, "k_offsets", "[S+1] as q_offsets", tuple(q_offsets.shape))
+
+
+def _fake(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None,
+    key_bias: Tensor | None,
+    q_offsets: Tensor | None,
+    k_offsets: Tensor | None,
+    return_lse: bool,
+) -> tuple[Tensor, Tensor]:
+    _check(q, k, v, key_bias, q_offsets, k_offsets)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    B, Lq, N, _ = q.shape
+    return out, q.new_empty((B, N, Lq) if return_lse else 0, dtype=at_least_fp32(q.dtype))
+
+
+def _pack(result: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    if isinstance(result, tuple):
+        return result
+    return result, result.new_empty(0, dtype=at_least_fp32(result.dtype))
+
+
+def _unpack(packed: tuple[Tensor, Tensor], *args: Any) -> Tensor | tuple[Tensor, Tensor]:
+    return packed if args[-1] else packed[0]
+
+
+def _segments(offsets: Tensor, L: int) -> Tensor:
+    """Return the number of each token's sample, int64 `[L]`."""
+    return torch.searchsorted(offsets[1:].contiguous(), torch.arange(L, device=offsets.device), right=True)
+
+
+@op(
+    "(Tensor q, Tensor k, Tensor v, float? scale=None, Tensor? key_bias=None, Tensor? q_offsets=None, "
+    "Tensor? k_offsets=None, bool return_lse=False) -> (Tensor, Tensor)",
+    _fake,
+    _pack,
+    _unpack,
+)
+def spacetime_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None = None,
+    key_bias: Tensor | None = None,
+    q_offsets: Tensor | None = None,
+    k_offsets: Tensor | None = None,
+    return_lse: bool = False,
+) -> Any:
+    """Attend from every query to every key of its sample: `softmax(scale * q k + key_bias) v`, softmax in fp32.
+
+    A query without keys (or whose keys all have the bias -inf) gives 0 and the logarithm -inf.
+
+    Args:
+        q: `[B, Lq, N, K]`, fp32 or bf16, any strides.
+        k, v: `[B, Lk, N, K]`, dtype of q, any strides.
+        scale: factor of the scores; None is 1/sqrt(K).
+        key_bias: `[B, Lk]`, float, added to the scores of a key: `log(n)` makes a key count n times, -inf hides it.
+        q_offsets, k_offsets: int32 `[S+1]`, from 0 to Lq and Lk, rising: B is 1 and sample s is the tokens
+            `offsets[s]` to `offsets[s+1]`. Both or neither.
+        return_lse: also return the logarithm of the sum of the exponentials of the scores.
+
+    Returns:
+        `[B, Lq, N, K]`, contiguous, dtype of q; with `return_lse` a pair of it and fp32 `[B, N, Lq]`.
+
+    Raises:
+        ValueError: a shape or dtype does not fit.
+
+    Source: Vaswani et al. 2017, equation 1; the packed form and the logarithm as Dao 2023 (FlashAttention-2).
+    """
+    _check(q, k, v, key_bias, q_offsets, k_offsets)
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    bias = None
+    if key_bias is not None:
+        bias = key_bias[:, None, None, :].to(at_least_fp32(q.dtype))
+    if q_offsets is not None and k_offsets is not None:
+        same = _segments(q_offsets, q.shape[1])[:, None] == _segments(k_offsets, k.shape[1])
+        hidden = torch.zeros_like(same, dtype=at_least_fp32(q.dtype)).masked_fill(~same, float("-inf"))
+        bias = hidden if bias is None else bias + hidden
+    heads = [t.transpose(1, 2) for t in (q, k, v)]
+    if not return_lse and bias is None and k.shape[1] > 0:
+        return F.scaled_dot_product_attention(heads[0], heads[1], heads[2], scale=scale).transpose(1, 2).contiguous()
+    wide = [t.to(at_least_fp32(q.dtype)) for t in heads]
+    with torch.autocast(q.device.type, enabled=False):
+        scores = wide[0] @ wide[1].mT * scale
+        scores = scores if bias is None else scores + bias
+        lse = scores.logsumexp(-1)
+        weights = (scores - lse.masked_fill(lse == float("-inf"), 0.0).unsqueeze(-1)).exp()
+        out = (weights @ wide[2]).transpose(1, 2).to(q.dtype).contiguous()
+    return (out, lse) if return_lse else out
