@@ -35,9 +35,7 @@ def _cat_standing(p: Pose) -> Drawing:
     near = union(limb(p, (-0.5, 0.4), 0.0, 0.1), limb(p, (0.2, 0.4), 3.14, 0.1))
     far = union(limb(p, (-0.34, 0.4), 3.14, 0.09), limb(p, (0.06, 0.4), 0.0, 0.09))
     bend = (-0.86, -0.12 + 0.04 * p.sway)
-    tail = union(
-        capsule(u, v, (-0.6, 0.22), bend, 0.08), capsule(u, v, bend, (-0.76 + 0.1 * p.sway, -0.62), 0.08)
-    )
+    tail = union(capsule(u, v, (-0.6, 0.22), bend, 0.08), capsule(u, v, bend, (-0.76 + 0.1 * p.sway, -0.62), 0.08))
     belly = meet(ellipse(u, v, (-0.17, 0.5), (0.44, 0.16)), body)
     hidden = meet(far, -body)
     layers = ((hidden, "shade"), (belly, "shade"), (near, "base"), (meet(head - 0.05, -head), "outline"), *face)
@@ -50,9 +48,7 @@ def _cat_seated(p: Pose) -> Drawing:
     body = union(ellipse(u, v, (0, 0.42), (0.4, 0.5)), ellipse(u, v, (0, 0.68), (0.52, 0.25)))
     paws = union(*(ellipse(u, v, (side * 0.16, 0.84), (0.15, 0.09)) for side in (-1.0, 1.0)))
     bend = (0.82, 0.6)
-    tail = union(
-        capsule(u, v, (0.4, 0.8), bend, 0.085), capsule(u, v, bend, (0.8 + 0.09 * p.sway, 0.12), 0.085)
-    )
+    tail = union(capsule(u, v, (0.4, 0.8), bend, 0.085), capsule(u, v, bend, (0.8 + 0.09 * p.sway, 0.12), 0.085))
     chest = ellipse(u, v, (0, 0.4), (0.2, 0.26))
     layers = ((chest, "light"), (meet(paws - 0.04, -paws), "outline"), (meet(head - 0.05, -head), "outline"), *face)
     return Drawing(union(head, body, paws, tail), layers)

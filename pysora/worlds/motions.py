@@ -164,9 +164,7 @@ def circles(stage: Stage, time: Array, rng: np.random.Generator) -> Track:
     x = stage.width / 2 + rng.uniform(-1, 1) * slack + radius * np.sin(angle)
     lift = stage.head_room - radius * (1 - np.cos(angle))
     stride = 2 * math.pi * 2.0 * time
-    return _track(
-        time, x=x, lift=lift, stride=stride, effort=0.7, roll=angle, sway=np.sin(stride), facing=facing
-    )
+    return _track(time, x=x, lift=lift, stride=stride, effort=0.7, roll=angle, sway=np.sin(stride), facing=facing)
 
 
 def _either(rng: np.random.Generator) -> int:
@@ -174,9 +172,31 @@ def _either(rng: np.random.Generator) -> int:
 
 
 def _track(
-    time: Array, *, x: object, lift: object = 0.0, stretch: object = 1.0, stride: object = 0.0, effort: object = 0.0,
-    roll: object = 0.0, sway: object = 0.0, facing: int = 1, seated: bool = False,
+    time: Array,
+    *,
+    x: object,
+    lift: object = 0.0,
+    stretch: object = 1.0,
+    stride: object = 0.0,
+    effort: object = 0.0,
+    roll: object = 0.0,
+    sway: object = 0.0,
+    facing: int = 1,
+    seated: bool = False,
 ) -> Track:
     """A Track whose fields are spread over the moments of `time`."""
-    fields = (x, lift, stretch, stride, effort, roll, sway)
-    return Track(*(np.broadcast_to(np.asarray(field, np.float64), time.shape) for field in fields), facing, seated)
+
+    def spread(value: object) -> Array:
+        return np.broadcast_to(np.asarray(value, np.float64), time.shape)
+
+    return Track(
+        spread(x),
+        spread(lift),
+        spread(stretch),
+        spread(stride),
+        spread(effort),
+        spread(roll),
+        spread(sway),
+        facing,
+        seated,
+    )

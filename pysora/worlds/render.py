@@ -73,7 +73,7 @@ def empty(setting: str, seed: int, size: tuple[int, int] = (128, 128), frames: i
     return np.repeat(still[None], frames, 0)
 
 
-def compose(attributes: Attributes, seed: int, size: tuple[int, int], time: npt.NDArray[np.float64]) -> Scene:
+def compose(attributes: Attributes, seed: int, size: tuple[int, int], time: Array) -> Scene:
     """Place, subject and movement for frames at `time` [F] seconds; each draws from a stream of its own."""
     place = _place(attributes.setting, np.random.default_rng([seed, 1]), size)
     look = np.random.default_rng([seed, 2])
@@ -130,10 +130,10 @@ def _tones(colour: str, rng: np.random.Generator) -> dict[str, Array]:
     return {name: np.asarray(tone, np.float32) for name, tone in (tones | fixed).items()}
 
 
-def _pose(track: Track, centre: npt.NDArray[np.float64], half: float, side: int) -> Pose:
+def _pose(track: Track, centre: Array, half: float, side: int) -> Pose:
     """Coordinates of a window of `side` pixels in each frame, where the subject's centre is at `centre` [F,2]."""
 
-    def per_frame(values: npt.NDArray[np.float64]) -> Array:
+    def per_frame(values: Array) -> Array:
         return values.astype(np.float32)[:, None, None]
 
     pixels = np.arange(side, dtype=np.float32) + np.float32(0.5)
@@ -158,7 +158,7 @@ def _colour(drawing: Drawing, tones: dict[str, Array], pixel: float) -> tuple[Ar
 
 
 def _cast_shadow(patch: Array, scene: Scene, index: int, origin: tuple[int, int], short: int) -> None:
-    """Darken `patch` [h,w,3], whose first pixel is `origin` (x, y), under the subject; higher is smaller and fainter."""
+    """Darken `patch` [h,w,3], whose first pixel is `origin` (x, y), under the subject: the higher, the fainter."""
     nearness = 1 / (1 + 3 * float(scene.track.lift[index]))
     first = max(math.floor((scene.stage.ground - _SHADOW_HEIGHT) * short) - origin[1], 0)
     rows = (np.arange(first, len(patch), dtype=np.float32) + np.float32(origin[1] + 0.5)) / short
@@ -170,4 +170,5 @@ def _cast_shadow(patch: Array, scene: Scene, index: int, origin: tuple[int, int]
 
 
 def _rounded(pixels: Array) -> npt.NDArray[np.uint8]:
-    return (np.clip(pixels, 0, 255) + np.float32(0.5)).astype(np.uint8)
+    rounded: npt.NDArray[np.uint8] = (np.clip(pixels, 0, 255) + np.float32(0.5)).astype(np.uint8)
+    return rounded

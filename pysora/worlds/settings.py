@@ -98,10 +98,14 @@ def snow(c: Canvas, rng: np.random.Generator) -> Place:
     side = rng.choice([-1.0, 1.0])
     c.sky([(0, (168, 194, 226)), (0.7, (216, 226, 242))])
     peak = side * rng.uniform(0.16, 0.24) * c.width
-    c.paint(polygon(c.x, c.y, [(peak - 0.5, horizon + 0.05), (peak, horizon - 0.36), (peak + 0.5, horizon + 0.05)]),
-            (176, 190, 218))
-    c.paint(polygon(c.x, c.y, [(peak - 0.15, horizon - 0.25), (peak, horizon - 0.36), (peak + 0.15, horizon - 0.25)]),
-            (240, 244, 252))
+    c.paint(
+        polygon(c.x, c.y, [(peak - 0.5, horizon + 0.05), (peak, horizon - 0.36), (peak + 0.5, horizon + 0.05)]),
+        (176, 190, 218),
+    )
+    c.paint(
+        polygon(c.x, c.y, [(peak - 0.15, horizon - 0.25), (peak, horizon - 0.36), (peak + 0.15, horizon - 0.25)]),
+        (240, 244, 252),
+    )
     for x, scale in ((-side * (c.width / 2 - 0.14), 1.0), (-side * (c.width / 2 - 0.34), 0.7)):
         c.paint(_fir(c, x, horizon + 0.06, scale), (102, 138, 144))
     c.paint(ellipse(c.x, c.y, (side * 0.3 * c.width, horizon + 0.5), (1.6 * c.width, 0.5)), (236, 241, 250))
@@ -133,8 +137,9 @@ def city(c: Canvas, rng: np.random.Generator) -> Place:
     c.sky([(0, (22, 26, 66)), (0.75, (70, 62, 122))])
     c.paint(circle(c.x, c.y, (side * (c.width / 2 - 0.2), 0.17), 0.09), (246, 240, 206))
     edge = c.width / 2
-    towers = ((-side * (edge - 0.15), 0.17, 0.62), (side * (edge - 0.12), 0.16, 0.38), (-side * (edge - 0.5), 0.13, 0.4))
-    for x, half, height in towers:
+    towers = ((edge - 0.15, 0.17, 0.62), (0.12 - edge, 0.16, 0.38), (edge - 0.5, 0.13, 0.4))
+    for place, half, height in towers:
+        x = -side * place
         tall = height + rng.uniform(-0.02, 0.02)
         c.paint(box(c.x, c.y, (x, street), (half, tall)), (44, 42, 88))
         rows = np.arange(street - tall + 0.12, street - 0.12, 0.23)
@@ -176,8 +181,12 @@ def room(c: Canvas, rng: np.random.Generator) -> Place:
     c.paint(ellipse(c.x, c.y, (frame[0], 0.3), (0.09, 0.04)), (150, 170, 140))
     lamp = side * (c.width / 2 - 0.15)
     c.paint(box(c.x, c.y, (lamp, floor - 0.25), (0.014, 0.3)), (96, 80, 78))
-    shade = [(lamp - 0.12, floor - 0.36), (lamp - 0.07, floor - 0.55), (lamp + 0.07, floor - 0.55),
-             (lamp + 0.12, floor - 0.36)]
+    shade = [
+        (lamp - 0.12, floor - 0.36),
+        (lamp - 0.07, floor - 0.55),
+        (lamp + 0.07, floor - 0.55),
+        (lamp + 0.12, floor - 0.36),
+    ]
     c.paint(polygon(c.x, c.y, shade), (250, 232, 186))
     c.paint(floor - 0.03 - c.y + 0 * c.x, (232, 228, 216))
     c.paint(floor - c.y + 0 * c.x, (176, 130, 98))

@@ -14,7 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-Array: TypeAlias = npt.NDArray[np.float32]
+#: float32 in pictures, float64 in movements.
+Array: TypeAlias = npt.NDArray[np.floating[Any]]
 #: A coordinate, or one a frame, [F,1,1].
 Scalar: TypeAlias = Any
 Point: TypeAlias = tuple[Scalar, Scalar]
@@ -22,7 +23,8 @@ Point: TypeAlias = tuple[Scalar, Scalar]
 
 def circle(u: Array, v: Array, centre: Point, radius: float) -> Array:
     """Disc."""
-    return np.hypot(u - centre[0], v - centre[1]) - np.float32(radius)
+    distance: Array = np.hypot(u - centre[0], v - centre[1]) - np.float32(radius)
+    return distance
 
 
 def ellipse(u: Array, v: Array, centre: Point, radii: tuple[float, float], angle: Scalar = 0.0) -> Array:
@@ -32,9 +34,10 @@ def ellipse(u: Array, v: Array, centre: Point, radii: tuple[float, float], angle
     k0 = np.sqrt(x * x + y * y)
     x, y = x / np.float32(radii[0]), y / np.float32(radii[1])
     k1 = np.sqrt(x * x + y * y)
-    result: Array = k0 * (k0 - 1) / np.maximum(k1, np.float32(1e-6))
+    bound = k0 * (k0 - 1) / np.maximum(k1, np.float32(1e-6))
     # Towards the centre the bound tends to zero, where the true distance is the smaller half axis.
-    return np.where(k0 < 0.5, np.minimum(result, np.float32(-0.25 * min(radii))), result)
+    distance: Array = np.where(k0 < 0.5, np.minimum(bound, np.float32(-0.25 * min(radii))), bound)
+    return distance
 
 
 def box(u: Array, v: Array, centre: Point, half: tuple[float, float], corner: float = 0.0) -> Array:
@@ -42,7 +45,8 @@ def box(u: Array, v: Array, centre: Point, half: tuple[float, float], corner: fl
     x = np.abs(u - centre[0]) - np.float32(half[0] - corner)
     y = np.abs(v - centre[1]) - np.float32(half[1] - corner)
     outside = np.hypot(np.maximum(x, 0), np.maximum(y, 0))
-    return outside + np.minimum(np.maximum(x, y), 0) - np.float32(corner)
+    distance: Array = outside + np.minimum(np.maximum(x, y), 0) - np.float32(corner)
+    return distance
 
 
 def capsule(u: Array, v: Array, start: Point, end: Point, radius: float) -> Array:
@@ -50,7 +54,8 @@ def capsule(u: Array, v: Array, start: Point, end: Point, radius: float) -> Arra
     bx, by = end[0] - start[0], end[1] - start[1]
     x, y = u - start[0], v - start[1]
     along = np.clip((x * bx + y * by) / (bx * bx + by * by), 0, 1)
-    return np.hypot(x - along * bx, y - along * by) - np.float32(radius)
+    distance: Array = np.hypot(x - along * bx, y - along * by) - np.float32(radius)
+    return distance
 
 
 def polygon(u: Array, v: Array, corners: Sequence[tuple[float, float]], rounding: float = 0.0) -> Array:
@@ -75,9 +80,10 @@ def star(u: Array, v: Array, outer: float, inner: float, rounding: float = 0.0) 
     half = math.pi / 5
     bx, by = inner * math.cos(half) - outer, inner * math.sin(half)
     along = np.clip(((x - outer) * bx + y * by) / (bx * bx + by * by), 0, 1)
-    distance = np.hypot(x - outer - along * bx, y - along * by)
+    edge = np.hypot(x - outer - along * bx, y - along * by)
     inside = (x - outer) * by - y * bx < 0
-    return np.where(inside, -distance, distance) - np.float32(rounding)
+    distance: Array = np.where(inside, -edge, edge) - np.float32(rounding)
+    return distance
 
 
 def union(*distances: Array) -> Array:
@@ -100,7 +106,8 @@ def turn(u: Array, v: Array, angle: Scalar) -> tuple[Array, Array]:
 
 def coverage(distance: Array, pixel: float, softness: float = 1.2) -> Array:
     """Share of each pixel inside, 0..1: an edge `softness` pixels wide; `pixel` is a pixel's size in the units."""
-    return np.clip(np.float32(0.5) - distance * np.float32(1 / (pixel * softness)), 0, 1)
+    share: Array = np.clip(np.float32(0.5) - distance * np.float32(1 / (pixel * softness)), 0, 1)
+    return share
 
 
 def _edges(corners: Sequence[tuple[float, float]]) -> list[tuple[tuple[float, float], tuple[float, float]]]:
