@@ -220,7 +220,7 @@ class Block(nn.Module):
     ) -> Tensor:
         """x [B, L, D], time (six rows: shift, scale, gate, twice), rope 2 x [L, K/2], text (k, v, bias) -> [B, L, D]."""
         table, index = self.scale_shift_table + time.table.to(self.scale_shift_table.dtype), time.index
-        h = ops.adaln(x, table[:, 0:2], index, eps=self.eps)
+        h = autocast(ops.adaln(x, table[:, 0:2], index, eps=self.eps))
         h = self.attn1.attend(self.attn1.queries(h, rope), self.attn1.keys(h, rope), self.attn1.values(h))
         x = ops.gate_residual(x, h, table[:, 2], index)
 
@@ -319,6 +319,12 @@ class DiT(nn.Module):
         x = ops.adaln(x, last_time.table, last_time.index, eps=self.config.eps)
         x = ops.linear(x, self.proj_out.weight, self.proj_out.bias)
         return ops.unpatchify(x, grid, self.config.patch_size)
+
+
+def autocast(x: Tensor) -> Tensor:
+    """`x` as autocast would cast it for each of several linear layers, once for all of them."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 def padding_bias(counts: Sequence[int], text_length: int, device: torch.device) -> Tensor | None:

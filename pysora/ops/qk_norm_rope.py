@@ -54,7 +54,7 @@ def qk_norm_rope(
     y = y * torch.rsqrt(y.square().mean((2, 3) if over_heads else 3, keepdim=True) + eps)
     y = y * (gain.view(N, K) if over_heads else gain).to(y.dtype)
     if cos is not None and sin is not None:
-        even, odd = y.unflatten(-1, (-1, 2)).unbind(-1)
-        c, s = cos.to(y.dtype).unsqueeze(1), sin.to(y.dtype).unsqueeze(1)
-        y = torch.stack((even * c - odd * s, even * s + odd * c), -1).flatten(-2)
+        # A pair times e^(i angle): one complex product, and one more for its gradient.
+        turn = torch.complex(cos.to(y.dtype), sin.to(y.dtype)).unsqueeze(1)
+        y = torch.view_as_real(torch.view_as_complex(y.contiguous().unflatten(-1, (-1, 2))) * turn).flatten(-2)
     return y.to(x.dtype).contiguous()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pysora.ops._checks import at_least_fp32, need, need_shape
-from pysora.ops._registry import op
+from pysora.ops._registry import needs_gradient, op
 
 
 def _check(
@@ -111,10 +111,14 @@ def spacetime_attention(
         hidden = torch.zeros_like(same, dtype=at_least_fp32(q.dtype)).masked_fill(~same, float("-inf"))
         bias = hidden if bias is None else bias + hidden
     heads = [t.transpose(1, 2) for t in (q, k, v)]
-    if not return_lse and bias is None and k.shape[1] > 0:
-        return F.scaled_dot_product_attention(heads[0], heads[1], heads[2], scale=scale).transpose(1, 2).contiguous()
-    wide = [t.to(at_least_fp32(q.dtype)) for t in heads]
     with torch.autocast(q.device.type, enabled=False):
+        if not return_lse and bias is None and k.shape[1] > 0:
+            if q.device.type == "cpu" and needs_gradient((q, k, v)):
+                # There, torch's backward pass takes twice as long in bf16 as in fp32.
+                heads = [t.to(at_least_fp32(q.dtype)) for t in heads]
+            out = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], scale=scale)
+            return out.transpose(1, 2).to(q.dtype).contiguous()
+        wide = [t.to(at_least_fp32(q.dtype)) for t in heads]
         scores = wide[0] @ wide[1].mT * scale
         scores = scores if bias is None else scores + bias
         lse = scores.logsumexp(-1)
