@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import math
 import os
@@ -143,7 +144,7 @@ class Video:
         images = [Image.fromarray(f).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for f in self.frames]
         # GIF counts in hundredths of a second: round the ends, not the lengths, and the clip keeps its speed.
         ends = [round(100 * i / self.fps) for i in range(len(self) + 1)]
-        durations = [10 * (b - a) for a, b in zip(ends, ends[1:], strict=False)]
+        durations = [10 * (b - a) for a, b in itertools.pairwise(ends)]
         images[0].save(
             path, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0, disposal=1
         )

@@ -1,0 +1,285 @@
+"""From a prompt to a video: conditions, noise, the denoising loop, decoding.
+
+Letters: B videos, C latent channels, T H W latent grid, L tokens, M text tokens, F frames.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pysora import footprint, ops
+from pysora.checkpoint import save_module, write_json
+from pysora.conditioning import TextConditions, stack, trim
+from pysora.media import Frames, Video
+from pysora.models.dit import DiT, TextContext
+from pysora.models.vae import VAE
+from pysora.request import Defaults, Grid, Request, check_request, parse_memory
+from pysora.sampling import Plan, SamplerSettings, plan
+
+OnStep = Callable[[int, int, Tensor], bool | None]
+logger = logging.getLogger("pysora")
+
+
+class Cancelled(RuntimeError):
+    """`on_step` returned False. step: how many steps were done; latents: fp32 [B, C, T, H, W] after them."""
+
+    def __init__(self, step: int, steps: int, latents: Tensor) -> None:
+        super().__init__(f"cancelled after step {step} of {steps}")
+        self.step, self.latents = step, latents
+
+
+class NonFiniteError(ArithmeticError):
+    """NaN or infinity where numbers should be; the message names the stage, the step and the dtype."""
+
+
+class Pipeline:
+    """A checkpoint that makes videos.
+
+    dit, vae: the models, on one device. text: its text conditions. scheduler: the sampler and its shift.
+    defaults: size, frames and so on where the caller says nothing.
+    expand_timesteps: whether the transformer takes one timestep per token (Wan 2.2 TI2V) or one per video.
+    """
+
+    def __init__(
+        self,
+        dit: DiT,
+        vae: VAE,
+        text: TextConditions,
+        scheduler: SamplerSettings | None = None,
+        defaults: Defaults | None = None,
+        *,
+        expand_timesteps: bool = False,
+    ) -> None:
+        channels = dit.config.in_channels, dit.config.out_channels, vae.config.z_dim
+        if len(set(channels)) > 1:
+            raise ValueError(f"in_channels, out_channels of the transformer and z_dim must be equal, got {channels}")
+        if dit.config.patch_size[0] != 1:
+            raise ValueError(f"patch_size must be 1 along time, got {dit.config.patch_size}")
+        self.dit, self.vae, self.text = dit, vae, text
+        self.scheduler = scheduler or SamplerSettings()
+        self.defaults = defaults or Defaults()
+        self.expand_timesteps = expand_timesteps
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the transformer's activations."""
+        return self.dit.proj_out.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return self.dit.proj_out.weight.device
+
+    @property
+    def grid(self) -> Grid:
+        """What sizes and numbers of frames are made without cropping."""
+        _, ph, pw = self.dit.config.patch_size
+        factor = self.vae.spatial_factor
+        return Grid((factor * pw, factor * ph), self.vae.temporal_factor)
+
+    def latent_shape(self, request: Request) -> tuple[int, int, int, int]:
+        """(C, T, H, W) of each video's latents."""
+        width, height = request.made_size
+        factor = self.vae.spatial_factor
+        T = (request.made_frames - 1) // self.vae.temporal_factor + 1
+        return self.vae.config.z_dim, T, height // factor, width // factor
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        memory: str | float | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | Sequence[Tensor] | None = None,
+        on_step: OnStep | None = None,
+        **options: Any,
+    ) -> Video | list[Video]:
+        """Make videos; `pysora.generate` has the arguments."""
+        given = None if prompt_embeds is None else _embeddings(prompt_embeds)
+        request = check_request(
+            prompt,
+            defaults=self.defaults,
+            grid=self.grid,
+            sampler=self.scheduler.name,
+            shift=self.scheduler.shift,
+            options=options,
+            embedded=None if given is None else len(given[0]),
+        )
+        schedule = plan(request.sampler, request.steps, request.shift)
+        self._check_memory(request, memory)
+        for note in request.notes():
+            logger.warning("%s", note)
+        start = self._start(request, latents)
+        positive, negative = self._conditions(request, given)
+        clean = self._denoise(start, schedule, positive, negative, request.guidance, on_step)
+        videos = [self._video(request, clean[i], i, seeded=latents is None) for i in range(request.batch)]
+        return videos[0] if request.batch == 1 and not isinstance(prompt, list | tuple) else videos
+
+    def decode(self, latents: Tensor) -> Frames:
+        """Normalised latents [C, T, H, W] -> frames uint8 [F, H*s, W*s, 3], one latent frame at a time."""
+        weight = self.vae.post_quant_conv.weight
+        z = self.vae.denormalize(latents[None].to(weight.device, weight.dtype))
+        chunks = []
+        with torch.no_grad():
+            for chunk in self.vae.decode_frames(z):
+                _check_finite(chunk, "the decoded frames are", weight.dtype)
+                pixels = (chunk[0].float() * 127.5 + 127.5).round().to(torch.uint8)
+                chunks.append(pixels.permute(1, 2, 3, 0).cpu().numpy())
+        return np.concatenate(chunks)
+
+    def save(self, path: str | Path) -> None:
+        """Write the checkpoint in the diffusers layout, which `pysora.load` and diffusers' WanPipeline open."""
+        path = Path(path)
+        encoder = self.text.encoder
+        save_module(self.dit, path / "transformer")
+        save_module(self.vae, path / "vae")
+        encoder.save(path / "text_encoder", path / "tokenizer")
+        (path / "scheduler").mkdir(exist_ok=True)
+        scheduler = self.scheduler.to_dict()
+        write_json(path / "scheduler" / "scheduler_config.json", scheduler)
+        write_json(path / "generation_config.json", asdict(self.defaults))
+        # Last: a folder without it is no checkpoint, so an interrupted save is not taken for one.
+        index = {
+            "_class_name": "WanPipeline",
+            "boundary_ratio": None,
+            "expand_timesteps": self.expand_timesteps,
+            "scheduler": ["diffusers", scheduler["_class_name"]],
+            "text_encoder": ["transformers", type(encoder.model).__name__],
+            "tokenizer": ["transformers", type(encoder.tokenizer).__name__],
+            "transformer": ["diffusers", "WanTransformer3DModel"],
+            "transformer_2": [None, None],
+            "vae": ["diffusers", "AutoencoderKLWan"],
+        }
+        write_json(path / "model_index.json", index)
+
+    def need(self, request: Request) -> int:
+        """Bytes above the model that a request takes at most."""
+        C, T, H, W = self.latent_shape(request)
+        _, ph, pw = self.dit.config.patch_size
+        width, height = request.made_size
+        item = self.dtype.itemsize
+        rows = self.text.text_length
+        denoising = footprint.denoising(self.dit.config, request.batch, (T, H // ph, W // pw), rows, item)
+        decoding = footprint.decoding(self.vae.config, request.made_frames, height, width, item)
+        # Finished frames, twice while the last video's chunks are joined.
+        frames = (request.batch + 1) * request.made_frames * height * width * 3
+        return max(denoising, decoding + frames + request.batch * C * T * H * W * 4)
+
+    def _check_memory(self, request: Request, memory: str | float | None) -> None:
+        need = self.need(request)
+        model = sum(p.nbytes for module in (self.dit, self.vae) for p in module.parameters())
+        size = "{}x{}".format(*request.size)
+        what = f"{request.batch} video{'s' * (request.batch > 1)} of {size} with {request.frames} frames"
+        needed = f"{what} would need about {footprint.readable(need)} of memory above the model's"
+        if memory is not None and need > (allowed := parse_memory(memory)):
+            raise ValueError(f"{needed}, more than the {footprint.readable(allowed)} that memory allows")
+        total = footprint.available(self.device)
+        if need + model > total:
+            raise ValueError(f"{needed} {footprint.readable(model)}, and there are {footprint.readable(total)} in all")
+
+    def _start(self, request: Request, latents: Tensor | None) -> Tensor:
+        """The latents to start from, fp32 [B, C, T, H, W]: the caller's, or noise that the seed decides."""
+        shape = self.latent_shape(request)
+        if latents is None:
+            draws = {i: ops.noise(shape, request.seed, sample=i, device=self.device) for i in set(request.copies)}
+            return torch.stack([draws[i] for i in request.copies])
+        needed = (request.batch, *shape)
+        given = latents[None] if latents.ndim == 4 else latents
+        if tuple(given.shape) != needed:
+            raise ValueError(f"latents must be {list(needed)} for this size and length, got {list(latents.shape)}")
+        given = given.to(self.device, torch.float32)
+        _check_finite(given, "the latents passed in are", latents.dtype)
+        return given
+
+    def _conditions(self, request: Request, given: list[list[Tensor]] | None) -> tuple[TextContext, TextContext | None]:
+        """Keys and values of the prompts, and of the negative prompts where there is guidance."""
+        guided = request.guidance > 1.0
+        length = self.text.text_length
+        if given is not None:
+            n = request.batch // len(given[0])
+            pairs = [stack([row for row in rows for _ in range(n)]) for rows in given]
+        else:
+            pairs = [self.text.encode(request.prompts or ())]
+        if guided and len(pairs) == 1:
+            pairs.append(self.text.encode(request.negatives))
+        # A public checkpoint's encoder is several times its transformer, and has done its work.
+        self.text.free(larger_than=sum(p.nbytes for p in self.dit.parameters()))
+        contexts = []
+        for embeds, lengths in pairs[: 1 + guided]:
+            _check_finite(embeds, "the text embeddings are", embeds.dtype)
+            contexts.append(self.dit.encode_text(embeds.to(self.device), lengths, length))
+        return contexts[0], contexts[1] if guided else None
+
+    def _denoise(
+        self,
+        x: Tensor,
+        schedule: Plan,
+        positive: TextContext,
+        negative: TextContext | None,
+        guidance: float,
+        on_step: OnStep | None,
+    ) -> Tensor:
+        """Noise [B, C, T, H, W] -> clean latents; the state stays fp32, the model sees its own dtype."""
+        tokens = math.prod(self.dit.grid(x.shape)) if self.expand_timesteps else None
+        steps = len(schedule)
+        history: list[Tensor] = []
+        for i in range(steps):
+            timestep = schedule.timesteps[i].to(x.device)
+            timestep = timestep.expand(len(x)) if tokens is None else timestep.expand(len(x), tokens)
+            velocity = self.dit(x, timestep, positive)
+            unguided = None if negative is None else self.dit(x, timestep, negative)
+            x, history = schedule.advance(i, x, velocity, history, prediction_uncond=unguided, guidance=guidance)
+            _check_finite(x, f"step {i + 1} of {steps}: the latents are", self.dtype)
+            if on_step is not None and on_step(i + 1, steps, x) is False:
+                raise Cancelled(i + 1, steps, x)
+        return x
+
+    def _video(self, request: Request, latents: Tensor, i: int, seeded: bool) -> Video:
+        """Decode video i, crop it to the middle and cut it to the length that was asked for."""
+        frames = self.decode(latents)
+        (width, height), (made_width, made_height) = request.size, request.made_size
+        top, left = (made_height - height) // 2, (made_width - width) // 2
+        frames = frames[: request.frames, top : top + height, left : left + width]
+        meta = {
+            "prompt": None if request.prompts is None else request.prompts[i],
+            "negative_prompt": request.negatives[i],
+            "seed": request.seed if seeded else None,
+            "sample": request.copies[i],
+            "size": "{}x{}".format(*request.size),
+            "steps": request.steps,
+            "guidance": request.guidance,
+            "shift": request.shift,
+            "sampler": request.sampler,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "notes": request.notes(),
+        }
+        return Video(np.ascontiguousarray(frames), request.fps, latents.cpu(), meta)
+
+
+def _embeddings(given: Tensor | Sequence[Tensor]) -> list[list[Tensor]]:
+    """[rows of the prompts] or [rows of the prompts, rows of the negative prompts], each row [M, text_dim]."""
+    parts = [given] if isinstance(given, Tensor) else list(given)
+    if not 1 <= len(parts) <= 2 or any(not isinstance(p, Tensor) or p.ndim not in (2, 3) or not len(p) for p in parts):
+        raise TypeError("prompt_embeds must be [M, text_dim], [B, M, text_dim] or a pair of these")
+    rows = [[trim(row) for row in (part[None] if part.ndim == 2 else part)] for part in parts]
+    if len(rows) == 2 and len(rows[1]) == 1:
+        rows[1] *= len(rows[0])
+    if len(rows[-1]) != len(rows[0]):
+        raise ValueError(f"prompt_embeds must pair equal numbers of texts, got {len(rows[0])} and {len(rows[1])}")
+    return rows
+
+
+def _check_finite(x: Tensor, what: str, dtype: torch.dtype) -> None:
+    if not bool(torch.isfinite(x).all()):
+        name = str(dtype).removeprefix("torch.")
+        raise NonFiniteError(f"{what} not finite (NaN or infinity), computed in {name}; nothing was written")
