@@ -1,0 +1,40 @@
+"""How the embedded model is made: autoencoder, text encoder, transformer, one after the other, on two CPU cores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+STAGES = ("vae", "text", "dit", "export")
+
+
+def run(stage: str, out: Path, minutes: float, resume: bool = False) -> Path:
+    """Run one stage of the training in the folder `out`; each needs those before it.
+
+    stage: "vae", "text", "dit" or "export" (writes the checkpoint in the layout that `pysora.load` and diffusers read).
+    minutes: the length of the stage over all its segments; "export" does not use it.
+    resume: go on from the state that an earlier segment left in `out`.
+    returns: the folder that holds the result.
+    Raises ValueError for an unknown stage, FileNotFoundError where an earlier stage is missing.
+    """
+    if stage not in STAGES:
+        raise ValueError(f"stage must be one of {', '.join(STAGES)}, not {stage!r}")
+    if not minutes > 0:
+        raise ValueError(f"minutes must be above 0, got {minutes}")
+    for needed in {"dit": ("vae", "text"), "export": ("vae", "text", "dit")}.get(stage, ()):
+        if not (out / needed / "final").is_dir():
+            raise FileNotFoundError(f"{out / needed / 'final'}: run the stage {needed!r} first")
+    if stage == "vae":
+        from pysora.training import autoencoder
+
+        return autoencoder.train(out, minutes, resume)
+    if stage == "text":
+        from pysora.training import reader
+
+        return reader.train(out, minutes, resume)
+    if stage == "dit":
+        from pysora.training import diffusion
+
+        return diffusion.train(out, minutes, resume)
+    from pysora.training import export
+
+    return export.write(out, out / "model")

@@ -1,0 +1,212 @@
+"""Stage "dit": flow matching on the latents of the drawn world, with known frames trained in from the start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pysora import ops, sampling, worlds
+from pysora.checkpoint import load_module, save_module
+from pysora.models.dit import DiT, DiTConfig
+from pysora.models.text import TextEncoder
+from pysora.models.vae import VAE
+from pysora.training.clips import Size
+from pysora.training.latents import CaptionBank, LatentPool
+from pysora.training.loop import Run, optimizers
+
+CONFIG = DiTConfig(
+    num_attention_heads=4, attention_head_dim=64, in_channels=16, out_channels=16, text_dim=256, ffn_dim=1024, num_layers=8
+)
+SHIFT = 3.0
+TEXT_DROPOUT = 0.1
+KNOWN_SHARE = 0.25
+"""Share of clips of which some latent frames are given."""
+POOLS: tuple[tuple[Size, int, float], ...] = (
+    ((128, 128, 17), 8000, 0.60),
+    ((160, 96, 17), 2000, 0.13),
+    ((96, 160, 17), 2000, 0.13),
+    ((128, 128, 33), 1000, 0.07),
+    ((96, 96, 17), 1000, 0.07),
+)
+"""Size, clips kept, share of the steps."""
+TOKENS_PER_STEP = 64 * 80
+
+
+def noise_levels(count: int, frames: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Noise level of every latent frame, and which frames are known (level 0).
+
+    Levels are sigmoid(normal), shifted towards noise (Esser et al. 2024, arXiv:2403.03206, section 3.1), one per clip.
+    returns: float32 `[B, T]` in 0..1; bool `[B, T]`.
+    """
+    t = 1 / (1 + np.exp(-rng.standard_normal(count)))
+    t = SHIFT * t / (1 + (SHIFT - 1) * t)
+    known = np.zeros((count, frames), bool)
+    for i in range(count):
+        if frames > 1 and rng.random() < KNOWN_SHARE:
+            known[i] = known_frames(frames, rng)
+    levels = np.where(known, 0.0, t[:, None])
+    return torch.from_numpy(levels).float(), torch.from_numpy(known)
+
+
+def known_frames(frames: int, rng: np.random.Generator) -> np.ndarray:
+    """One of the sets first, last, both, prefix, suffix, random; never all of the frames. returns: bool `[T]`."""
+    known = np.zeros(frames, bool)
+    kind = int(rng.integers(6))
+    n = int(rng.integers(1, frames))
+    if kind in (0, 2):
+        known[0] = True
+    if kind in (1, 2):
+        known[-1] = True
+    if kind == 3:
+        known[:n] = True
+    if kind == 4:
+        known[-n:] = True
+    if kind == 5:
+        known[rng.permutation(frames)[:n]] = True
+    if known.all():
+        known[int(rng.integers(frames))] = False
+    return known
+
+
+class Auxiliary(nn.Module):
+    """The model with heads that are thrown away: from the tokens of a middle block, the class and where it is."""
+
+    def __init__(self, dit: DiT) -> None:
+        super().__init__()
+        self.dit = dit
+        self.classify = nn.Linear(CONFIG.width, len(worlds.CLASSES))
+        self.locate = nn.Linear(CONFIG.width, 1)
+        self.tokens: list[Tensor] = []
+        dit.blocks[len(dit.blocks) // 2].register_forward_hook(lambda *call: self.tokens.append(call[2]))
+
+    def losses(self, classes: Tensor, occupied: Tensor) -> Tensor:
+        """After a call of the model. classes: int64 `[B]`; occupied: `[B, L]` in 0..1. returns: scalar."""
+        tokens = self.tokens.pop().float()
+        named = F.cross_entropy(self.classify(tokens.mean(1)), classes)
+        return named + F.binary_cross_entropy_with_logits(self.locate(tokens)[..., 0], occupied)
+
+
+class Trainer:
+    """What a step needs: pools, captions, the model and its auxiliary heads."""
+
+    def __init__(self, folder: Path, rng: np.random.Generator, pool_scale: float = 1.0) -> None:
+        self.rng = rng
+        self.vae = load_module(VAE, folder / "vae" / "final", dtype=torch.float32)
+        written = folder / "text" / "final"
+        self.text = TextEncoder.load(written / "text_encoder", written / "tokenizer", dtype=torch.float32)
+        torch.manual_seed(0)
+        self.model = Auxiliary(DiT(CONFIG))
+        self.bank = CaptionBank(self.text, 8, rng)
+        self.pools = [LatentPool(self.vae, size, max(64, int(n * pool_scale)), rng) for size, n, _ in POOLS]
+        self.shares = [share for _, _, share in POOLS]
+
+    def fill(self, clips: int) -> None:
+        """Put the first `clips` clips into the pools, by their shares."""
+        for pool, share in zip(self.pools, self.shares, strict=True):
+            for _ in range(max(8, int(clips * share)) // 8):
+                pool.add(8)
+
+    def step(self, progress: float) -> tuple[Tensor, dict[str, float], int]:
+        """One batch from one pool; early steps are mostly images, which cost a fifth. returns as `Run.train` wants."""
+        pool = self.pools[int(self.rng.choice(len(self.pools), p=self.shares))]
+        pool.add(2)
+        image = self.rng.random() < (0.75 if progress < 0.08 else 0.08)
+        T = (pool.size[2] - 1) // self.vae.temporal_factor + 1
+        frames = 1 if image else (int(self.rng.integers(2, T)) if self.rng.random() < 0.1 else T)
+        area = (pool.size[0] // 32) * (pool.size[1] // 32)
+        count = min(128, TOKENS_PER_STEP // (area * frames))
+        z, attributes, occupied = pool.batch(count, frames)
+        levels, known = noise_levels(count, frames, self.rng)
+        loss = self.flow_loss(z, levels, known, attributes)
+        classes = torch.tensor([a.indices[0] for a in attributes])
+        helped = self.model.losses(classes, occupied)
+        kind = "image" if image else "video"
+        return loss + 0.05 * helped, {kind: float(loss.detach()), "auxiliary": float(helped.detach())}, count
+
+    def flow_loss(self, z: Tensor, levels: Tensor, known: Tensor, attributes: list[worlds.Attributes]) -> Tensor:
+        """Mean squared error of the velocity noise - z on the frames that are not known."""
+        embeds, lengths = self.bank.batch(attributes, self.rng.random(len(z)) < TEXT_DROPOUT)
+        noise = torch.randn_like(z)
+        t = levels[:, None, :, None, None]
+        grid = self.model.dit.grid(z.shape)
+        timestep = 1000 * (levels if known.any() else levels[:, :1]).repeat_interleave(grid[1] * grid[2], 1)
+        with torch.autocast("cpu", torch.bfloat16):
+            context = self.model.dit.encode_text(embeds, lengths, self.text.text_length)
+            velocity = self.model.dit((1 - t) * z + t * noise, timestep if known.any() else timestep[:, 0], context)
+        error = (velocity.float() - (noise - z)).square()
+        weight = (~known).float()[:, None, :, None, None].expand_as(error)
+        return (error * weight).sum() / weight.sum()
+
+
+@torch.no_grad()
+def sample(trainer: Trainer, prompts: list[str], steps: int = 20, guidance: float = 3.0, seed: int = 0) -> np.ndarray:
+    """Clips of 128x128x17 for the prompts, uint8 `[B, F, H, W, 3]`."""
+    B, dit, text = len(prompts), trainer.model.dit, trainer.text
+    plan = sampling.plan("unipc", steps, SHIFT)
+    z = torch.stack([ops.noise((16, 5, 8, 8), seed, i) for i in range(B)])
+    history: list[Tensor] = []
+    with torch.autocast("cpu", torch.bfloat16):
+        contexts = [dit.encode_text(*text.encode(p), text.text_length) for p in (prompts, [""] * B)]
+        for i, t in enumerate(plan.timesteps):
+            cond, uncond = (dit(z, t.expand(B), c).float() for c in contexts)
+            trainer.model.tokens.clear()
+            z, history = plan.advance(i, z, cond, history, prediction_uncond=uncond, guidance=guidance)
+        videos = [trainer.vae.decode(trainer.vae.denormalize(one), 5) for one in z.split(1)]
+    frames = torch.cat(videos).float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    return frames.permute(0, 2, 3, 4, 1).numpy()
+
+
+def averaged(run: Run) -> Callable[[], None]:
+    """Swap the averaged weights in; the returned call swaps back."""
+
+    def swap() -> None:
+        with torch.no_grad():
+            for name, p in run.model.named_parameters():
+                kept = p.detach().clone()
+                p.copy_(run.averaged[name])
+                run.averaged[name].copy_(kept)
+
+    swap()
+    return swap
+
+
+def look(run: Run, trainer: Trainer, count: int = 24) -> None:
+    """Judge a few held-out prompts, write the accuracy to `accuracy.txt` and the clips' frames to `sheet.png`."""
+    from PIL import Image
+
+    from pysora.worlds import evaluate, oracle
+
+    back = averaged(run)
+    prompts = evaluate.held_out_prompts(count, seed=run.steps)
+    clips = sample(trainer, [text for text, _ in prompts], seed=run.steps)
+    back()
+    judged = [oracle.judge(clip) for clip in clips]
+    scores = evaluate.score(judged, [a for _, a in prompts])
+    line = f"clips seen {run.seen}, {run.elapsed / 60:.0f} min: {scores}"
+    with (run.folder / "accuracy.txt").open("a") as file:
+        file.write(line + "\n")
+    print(line, flush=True)
+    rows = [np.concatenate(list(clip[::4]), 1) for clip in clips]
+    half = len(rows) // 2
+    sheet = np.concatenate([np.concatenate(rows[:half]), np.concatenate(rows[half : 2 * half])], 1)
+    Image.fromarray(sheet).save(run.folder / "sheet.png")
+
+
+def train(folder: Path, minutes: float, resume: bool, pool_scale: float = 1.0) -> Path:
+    """Train for `minutes` in all, on the autoencoder and text encoder in `folder`; returns the folder of the model."""
+    rng = np.random.default_rng(2)
+    trainer = Trainer(folder, rng, pool_scale)
+    opts = optimizers(trainer.model, lambda n, p: ".blocks." in n and p.ndim == 2, 0.02, 2e-3)
+    run = Run(folder / "dit", trainer.model, opts, minutes)
+    if resume and run.resume():
+        trainer.rng = np.random.default_rng(run.steps)
+    trainer.fill(int(3000 * pool_scale))
+    run.train(lambda _: trainer.step(run.progress), every=[(600.0, lambda: look(run, trainer))])
+    averaged(run)
+    save_module(trainer.model.dit, run.folder / "final")
+    return run.folder / "final"

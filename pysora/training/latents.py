@@ -1,0 +1,111 @@
+"""Latents and captions of the drawn world, encoded once and drawn from many times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pysora import worlds
+from pysora.models.text import TextEncoder
+from pysora.models.vae import VAE
+from pysora.training.clips import Sample, Size, draw, to_model
+
+
+def occupancy(boxes: np.ndarray, grid: tuple[int, int, int], stride: int) -> Tensor:
+    """How much of each token's cell the subject's box covers.
+
+    boxes: `[F, 4]` over width and height (0..1). grid: T h w of the tokens. stride: frames per latent frame.
+    returns: float32 `[T*h*w]` in 0..1.
+    """
+    T, h, w = grid
+    last = np.clip(np.arange(T) * stride, 0, len(boxes) - 1)
+
+    def covered(low: np.ndarray, high: np.ndarray, cells: int) -> np.ndarray:
+        edges = np.arange(cells) / cells
+        overlap = np.minimum(high[:, None], edges + 1 / cells) - np.maximum(low[:, None], edges)
+        return np.clip(overlap * cells, 0, 1)
+
+    x0, y0, x1, y1 = boxes[last].T
+    return torch.from_numpy(covered(y0, y1, h)[:, :, None] * covered(x0, x1, w)[:, None, :]).float().flatten()
+
+
+class LatentPool:
+    """Normalised latents of clips of one size; grows to `limit`, then the oldest are replaced."""
+
+    def __init__(self, vae: VAE, size: Size, limit: int, rng: np.random.Generator) -> None:
+        self.vae, self.size, self.limit, self.rng, self.next = vae, size, limit, rng, 0
+        self.latents: Tensor | None = None
+        self.attributes: list[worlds.Attributes] = []
+        self.occupied: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self.attributes)
+
+    @torch.no_grad()
+    def add(self, count: int) -> None:
+        """Render and encode `count` new clips."""
+        samples = [draw(self.rng, self.size) for _ in range(count)]
+        with torch.autocast("cpu", torch.bfloat16):
+            z = self.vae.encode(to_model([s.frames for s in samples]), None)
+        for sample, latent in zip(samples, self.vae.normalize(z.float()), strict=True):
+            self._put(sample, latent)
+
+    def _put(self, sample: Sample, latent: Tensor) -> None:
+        if self.latents is None:
+            self.latents = torch.empty(self.limit, *latent.shape, dtype=torch.float16)
+        grid = (latent.shape[1], latent.shape[2] // 2, latent.shape[3] // 2)
+        occupied = occupancy(sample.boxes, grid, self.vae.temporal_factor)
+        self.latents[self.next] = latent
+        if len(self) < self.limit:
+            self.attributes.append(sample.attributes)
+            self.occupied.append(occupied)
+        else:
+            self.attributes[self.next], self.occupied[self.next] = sample.attributes, occupied
+        self.next = (self.next + 1) % self.limit
+
+    def batch(self, count: int, frames: int | None = None) -> tuple[Tensor, list[worlds.Attributes], Tensor]:
+        """Latents float32 `[B, z, T, H, W]`, what they show, and the occupancy of each token `[B, L]`.
+
+        frames: only the first latent frames; causal latents of a start are the latents of the shorter clip.
+        """
+        assert self.latents is not None
+        chosen = self.rng.integers(len(self), size=count)
+        z = self.latents[torch.from_numpy(chosen)].float()
+        occupied = torch.stack([self.occupied[i] for i in chosen])
+        if frames is not None and frames < z.shape[2]:
+            occupied = occupied[:, : occupied.shape[1] // z.shape[2] * frames]
+            z = z[:, :, :frames]
+        return z, [self.attributes[i] for i in chosen], occupied
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Embeddings of one caption, `[n, text_dim]` float16."""
+
+    rows: Tensor
+
+
+class CaptionBank:
+    """Several captions of every combination that is not held out, embedded once by the frozen encoder."""
+
+    def __init__(self, text: TextEncoder, per_combination: int, rng: np.random.Generator) -> None:
+        self.rng = rng
+        combinations = [a for a in worlds.all_attributes() if not a.held_out]
+        texts = [worlds.captions(a, rng).text for a in combinations for _ in range(per_combination)]
+        rows: list[Tensor] = []
+        for start in range(0, len(texts), 128):
+            embeds, lengths = text.encode(texts[start : start + 128])
+            rows += [e[:n].half() for e, n in zip(embeds, lengths.tolist(), strict=True)]
+        self.captions = {a: rows[i * per_combination :][:per_combination] for i, a in enumerate(combinations)}
+        self.nothing = text.encode([""])[0][0].half()
+
+    def batch(self, attributes: list[worlds.Attributes], dropped: np.ndarray) -> tuple[Tensor, list[int]]:
+        """A random caption for each; the empty text where `dropped`. Returns `[B, M, text_dim]` float32, lengths."""
+        rows = []
+        for a, drop in zip(attributes, dropped, strict=True):
+            own = self.captions[a]
+            rows.append(self.nothing if drop else own[int(self.rng.integers(len(own)))])
+        return torch.nn.utils.rnn.pad_sequence([r.float() for r in rows], batch_first=True), [len(r) for r in rows]

@@ -1,0 +1,70 @@
+"""Muon: momentum whose update matrix is made orthogonal.
+
+Source: K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024), with its quintic
+Newton-Schulz coefficients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_QUINTIC = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
+    """The nearest (semi-)orthogonal matrix, roughly: singular values end between 0.7 and 1.2.
+
+    matrix: `[R, C]` floating point. returns: `[R, C]` float32.
+    """
+    X = matrix.float() / (matrix.norm() + 1e-7)
+    tall = X.shape[0] > X.shape[1]
+    X = X.T if tall else X
+    # A convolution's matrix is far wider than high: there the polynomial is cheaper on the small Gram matrix.
+    X = _through_gram(X, steps) if X.shape[1] >= 3 * X.shape[0] else _direct(X.bfloat16(), steps).float()
+    return X.T if tall else X
+
+
+def _direct(X: Tensor, steps: int) -> Tensor:
+    a, b, c = _QUINTIC
+    for _ in range(steps):
+        G = X @ X.T
+        X = a * X + (b * G + c * G @ G) @ X
+    return X
+
+
+def _through_gram(X: Tensor, steps: int) -> Tensor:
+    a, b, c = _QUINTIC
+    G = X @ X.T
+    identity = torch.eye(len(G), dtype=G.dtype, device=G.device)
+    Q = identity
+    for _ in range(steps):
+        P = a * identity + b * G + c * G @ G
+        Q, G = P @ Q, P @ (P @ G)
+    return Q @ X
+
+
+class Muon(torch.optim.Optimizer):
+    """For weights with two or more dimensions (a convolution's are flattened to `[out, rest]`); others need AdamW.
+
+    lr: step as a share of an orthogonal matrix. momentum: of the Nesterov average.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Apply one update from the gradients."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                average = self.state[p].setdefault("average", torch.zeros_like(p))
+                average.mul_(group["momentum"]).add_(p.grad)
+                update = p.grad.add(average, alpha=group["momentum"]).flatten(1)
+                scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
+                p.add_(orthogonalize(update).view(p.shape), alpha=-group["lr"] * scale)
