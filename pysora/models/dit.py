@@ -54,7 +54,8 @@ class DiTConfig:
                 raise ValueError(f"{field.name} must be an integer from 1 to {1 << 20}, got {value!r}")
         if type(self.cross_attn_norm) is not bool:
             raise ValueError(f"cross_attn_norm must be true or false, got {self.cross_attn_norm!r}")
-        if len(self.patch_size) != 3 or any(type(p) is not int or not 1 <= p <= 64 for p in self.patch_size):
+        patch = self.patch_size if isinstance(self.patch_size, tuple) else ()
+        if len(patch) != 3 or any(type(p) is not int or not 1 <= p <= 64 for p in patch):
             raise ValueError(f"patch_size must be three integers from 1 to 64, got {self.patch_size!r}")
         if self.num_layers > 1024:
             raise ValueError(f"num_layers must be at most 1024, got {self.num_layers}")
@@ -98,7 +99,7 @@ class TextContext:
     """Keys and values of the text for every layer, made once per run by `DiT.encode_text`.
 
     keys, values: one [B, R, N, K] per layer in the model's dtype; R counts the text tokens and the row of the padding.
-    bias: fp32 [B, R], added to the scores; None where no sample is padded.
+    bias: [B, R], at least fp32, added to the scores; None where no sample is padded.
     """
 
     keys: tuple[Tensor, ...]
@@ -279,7 +280,9 @@ class DiT(nn.Module):
         if not all(0 <= n <= shape[1] for n in counts):
             raise ValueError(f"lengths must lie in 0..{shape[1]}, got {counts}")
         device, dtype = prompt_embeds.device, self.proj_out.weight.dtype
-        bias = padding_bias(counts, text_length, device)
+        bias = padding_bias(counts, text_length)
+        if bias is not None:
+            bias = bias.to(device, torch.promote_types(dtype, torch.float32))
         count = torch.tensor(counts, device=device)[:, None]
         R = max(n + (n < text_length) for n in counts)
         rows = F.pad(prompt_embeds[:, :R], (0, 0, 0, max(0, R - prompt_embeds.shape[1])))
@@ -327,13 +330,13 @@ def autocast(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
-def padding_bias(counts: Sequence[int], text_length: int, device: torch.device) -> Tensor | None:
-    """Bias fp32 [B, R] of the keys of texts of `counts` tokens: 0, then log(text_length - n) once, then -inf."""
+def padding_bias(counts: Sequence[int], text_length: int) -> Tensor | None:
+    """Bias float64 [B, R] of the keys of texts of `counts` tokens: 0, then log(text_length - n) once, then -inf."""
     if all(n == text_length for n in counts):
         return None
-    R = max(n + (n < text_length) for n in counts)
-    rows = [[0.0] * n + [math.log(text_length - n)] * (n < text_length) for n in counts]
-    return torch.tensor([row + [-math.inf] * (R - len(row)) for row in rows], device=device)
+    rows = [[0.0] * n + [math.log(text_length - n) for _ in range(n, min(n + 1, text_length))] for n in counts]
+    R = max(len(row) for row in rows)
+    return torch.tensor([row + [-math.inf] * (R - len(row)) for row in rows], dtype=torch.float64)
 
 
 def sinusoid(timesteps: Tensor, width: int) -> Tensor:
