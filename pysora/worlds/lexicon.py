@@ -130,8 +130,8 @@ DIRECTIONS_EN = {
 #: Chinese movements, said after a place; {to} takes a direction or nothing.
 VERBS_ZH: dict[str, dict[str, tuple[str, ...]]] = {
     "runs": {
-        "cat": ("{to}奔跑", "{to}跑", "{to}飞跑"),
-        "dog": ("{to}奔跑", "{to}跑", "{to}飞跑"),
+        "cat": ("{to}奔跑", "{to}奔跑", "{to}跑", "{to}飞跑"),
+        "dog": ("{to}奔跑", "{to}奔跑", "{to}跑", "{to}飞跑"),
         "bird": ("{to}低飞", "拍着翅膀{to}飞", "{to}飞奔"),
         "ball": ("{to}滚动", "{to}滚"),
         "car": ("{to}行驶", "{to}开"),

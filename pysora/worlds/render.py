@@ -69,19 +69,25 @@ def render(
 
 def empty(setting: str, seed: int, size: tuple[int, int] = (128, 128), frames: int = 17) -> npt.NDArray[np.uint8]:
     """A clip [F,H,W,3] uint8 of a setting that nobody is in."""
-    still = _rounded(_place(setting, np.random.default_rng([seed, 1]), size).pixels)
-    return np.repeat(still[None], frames, 0)
+    return np.repeat(_rounded(empty_place(setting, seed, size).pixels)[None], frames, 0)
+
+
+def empty_place(setting: str, seed: int, size: tuple[int, int]) -> Place:
+    """The place that `render` draws with this seed at (width, height) pixels."""
+    rng = np.random.default_rng([seed, 1])
+    tint = rng.uniform(-5, 5, 3)
+    return PLACES[setting](Canvas.blank(size, (float(tint[0]), float(tint[1]), float(tint[2]))), rng)
 
 
 def compose(attributes: Attributes, seed: int, size: tuple[int, int], time: Array) -> Scene:
     """Place, subject and movement for frames at `time` [F] seconds; each draws from a stream of its own."""
-    place = _place(attributes.setting, np.random.default_rng([seed, 1]), size)
+    place = empty_place(attributes.setting, seed, size)
     look = np.random.default_rng([seed, 2])
     share = look.uniform(0.42, 0.5)
     short = min(size)
     stage = Stage(size[0] / short, size[1] / short, place.ground, share)
     track = MOVERS[attributes.motion](stage, time, np.random.default_rng([seed, 3]))
-    return Scene(place, attributes.cls, _tones(attributes.colour, look), stage, track)
+    return Scene(place, attributes.cls, tones(attributes.colour, look), stage, track)
 
 
 def paint(scene: Scene) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64]]:
@@ -93,8 +99,7 @@ def paint(scene: Scene) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64]]
     centre = np.stack([track.x * short, (scene.stage.ground - track.lift) * short - half], 1)
     reach = math.ceil(half * 1.12) + 2
     origin = np.floor(centre).astype(np.int64) - reach
-    drawing = SUBJECTS[scene.cls](_pose(track, centre - origin, half, 2 * reach))
-    colour, alpha = _colour(drawing, scene.tones, 1 / half)
+    colour, alpha = draw_subject(scene.cls, track, centre - origin, half, 2 * reach, scene.tones)
     boxes = np.empty((len(centre), 4))
     frames = np.repeat(_rounded(scene.place.pixels)[None], len(centre), 0)
     floor = min(math.ceil((scene.stage.ground + _SHADOW_HEIGHT) * short) + 1, height)
@@ -113,21 +118,26 @@ def paint(scene: Scene) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64]]
     return frames, boxes
 
 
-def _place(setting: str, rng: np.random.Generator, size: tuple[int, int]) -> Place:
-    tint = rng.uniform(-5, 5, 3)
-    return PLACES[setting](Canvas.blank(size, (float(tint[0]), float(tint[1]), float(tint[2]))), rng)
-
-
-def _tones(colour: str, rng: np.random.Generator) -> dict[str, Array]:
-    """The colours a drawing names, from the subject's colour with a little variation."""
+def tones(colour: str, rng: np.random.Generator) -> dict[str, Array]:
+    """The colours a drawing names, RGB [3] float32, from the subject's colour with a little variation."""
     base = np.clip(np.asarray(PALETTE[colour]) + rng.uniform(-6, 6, 3), 0, 255)
     rim = 0.2 * base + np.array([14, 12, 26])
     fixed = {
         "eye": (26, 22, 34), "lamp": (255, 190, 70), "glass": (186, 222, 240), "metal": (206, 208, 214),
         "wood": (112, 76, 56), "blush": (238, 160, 164),
     }  # fmt: skip
-    tones = {"base": base, "shade": 0.76 * base, "light": base + 0.52 * (255 - base), "outline": rim}
-    return {name: np.asarray(tone, np.float32) for name, tone in (tones | fixed).items()}
+    own = {"base": base, "shade": 0.76 * base, "light": base + 0.52 * (255 - base), "outline": rim}
+    return {name: np.asarray(tone, np.float32) for name, tone in (own | fixed).items()}
+
+
+def draw_subject(
+    cls: str, track: Track, centre: Array, half: float, side: int, tones: dict[str, Array]
+) -> tuple[Array, Array]:
+    """A subject alone in a window of `side` pixels a frame: colours [F,side,side,3] and coverage [F,side,side] 0..1.
+
+    centre: [F,2] where the window has the subject's centre, in pixels; half: half the subject's size, in pixels.
+    """
+    return _colour(SUBJECTS[cls](_pose(track, centre, half, side)), tones, 1 / half)
 
 
 def _pose(track: Track, centre: Array, half: float, side: int) -> Pose:

@@ -67,7 +67,8 @@ def polygon(u: Array, v: Array, corners: Sequence[tuple[float, float]], rounding
         length = math.hypot(bx - ax, by - ay)
         nx, ny = sign * (by - ay) / length, -sign * (bx - ax) / length
         distances.append(u * np.float32(nx) + v * np.float32(ny) - np.float32(nx * ax + ny * ay))
-    return union(*[-d for d in distances]) * np.float32(-1) - np.float32(rounding)
+    distance: Array = meet(*distances) - np.float32(rounding)
+    return distance
 
 
 def star(u: Array, v: Array, outer: float, inner: float, rounding: float = 0.0) -> Array:

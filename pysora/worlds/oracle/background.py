@@ -1,0 +1,123 @@
+"""Which setting a clip shows, what it looks like without the subject, and where the subject is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from pysora.worlds.attributes import SETTINGS
+from pysora.worlds.oracle.regions import Mask, grown, largest, shrunk, smoothed
+from pysora.worlds.render import empty_place
+
+Pixels = npt.NDArray[np.float32]
+
+#: Examples of each setting that a clip is compared with.
+_EXAMPLES = 64
+#: Differences between a clip and a setting count at most this much, so that a subject does not decide (8-bit levels).
+_CEILING = 60.0
+#: A clip further from every setting than this (mean difference) shows none of them.
+_FARTHEST = 22.0
+#: Pixels this near an example show the empty setting.
+_AGREEMENT = 30.0
+#: A pixel further than this from the empty setting belongs to the subject.
+_CONTRAST = 16.0
+#: Smallest subject, as a share of the shorter side's square.
+_SMALLEST = 0.02
+#: Edges of the setting may lie this many pixels from where its example has them.
+_SLACK = 2
+#: What is no thicker than twice this many pixels is no part of a subject.
+_THIN = 2
+
+
+@dataclass(frozen=True)
+class Subject:
+    """masks bool [F,H,W]; found bool [F]: frames that show a subject; boxes float64 [F,4] x0,y0,x1,y1 (of those)."""
+
+    masks: Mask
+    found: Mask
+    boxes: npt.NDArray[np.float64]
+
+
+def recognise(frames: Pixels) -> tuple[str, Pixels, float] | None:
+    """The setting of [F,H,W,3] frames 0..255, its empty picture [H,W,3] fitted to them, and its ground row; or None."""
+    height, width = frames.shape[1:3]
+    pictures, coarse, grounds = _examples(width, height)
+    scene = _coarse(np.median(frames, 0))
+    difference = scene - coarse
+    tint = np.clip(np.median(difference, (1, 2), keepdims=True), -14, 14)
+    distance = np.minimum(np.abs(difference - tint), _CEILING).mean((1, 2, 3))
+    best = int(np.argmin(distance))
+    if distance[best] > _FARTHEST:
+        return None
+    picture = pictures[best] + tint[best]
+    return SETTINGS[best // _EXAMPLES], _fitted(frames, picture), grounds[best]
+
+
+def segment(frames: Pixels, background: Pixels, ground: float) -> Subject:
+    """The largest region of each frame [F,H,W,3] that differs from the empty setting; shadows do not count."""
+    short = min(frames.shape[1:3])
+    low, high = _range(background)
+    smooth = smoothed(frames)
+    masks = np.maximum(low - smooth, smooth - high).max(-1) > _CONTRAST
+    masks &= ~_shadows(smooth, background, ground, short)
+    masks[:, min(round(ground), masks.shape[1]) :] = False
+    masks = np.stack([largest(mask) for mask in shrunk(grown(masks, 1), 1)])
+    masks = np.stack([largest(mask) for mask in grown(shrunk(masks, _THIN), _THIN) & masks])
+    found = masks.sum((1, 2)) > _SMALLEST * short * short
+    boxes = np.full((len(frames), 4), np.nan)
+    for index in np.flatnonzero(found):
+        across, down = np.flatnonzero(masks[index].any(0)), np.flatnonzero(masks[index].any(1))
+        boxes[index] = (across[0], down[0], across[-1] + 1, down[-1] + 1)
+    return Subject(masks, found, boxes)
+
+
+def _shadows(frames: Pixels, background: Pixels, ground: float, short: int) -> Mask:
+    """Pixels near the ground that are the background, evenly darkened."""
+    ratio = frames / np.maximum(background, 1)
+    level = ratio.mean(-1)
+    even = (np.abs(ratio - level[..., None]) * background).max(-1) < 14
+    near = np.abs(np.arange(frames.shape[1]) + 0.5 - ground) < 0.045 * short
+    dark: Mask = even & (level > 0.55) & (level < 1.02) & near[None, :, None]
+    return dark
+
+
+def _fitted(frames: Pixels, picture: Pixels) -> Pixels:
+    """`picture` corrected by what the frames [F,H,W,3] show wherever they nearly agree with it for a while."""
+    agree = (np.abs(frames - picture).max(-1) < _AGREEMENT)[..., None]
+    count = agree.sum(0)
+    mean = (frames * agree).sum(0) / np.maximum(count, 1)
+    return np.asarray(np.where(count >= max(1, len(frames) // 4), mean, picture), np.float32)
+
+
+def _range(picture: Pixels) -> tuple[Pixels, Pixels]:
+    """The smallest and largest value around every pixel of [H,W,3], within the slack of edges."""
+    low = high = picture
+    for axis in (0, 1):
+        edges = [(0, 0)] * 3
+        edges[axis] = (_SLACK, _SLACK)
+        size = picture.shape[axis]
+        shifts = [np.pad(low, edges, mode="edge").take(range(s, s + size), axis) for s in range(2 * _SLACK + 1)]
+        low = np.minimum.reduce(shifts)
+        shifts = [np.pad(high, edges, mode="edge").take(range(s, s + size), axis) for s in range(2 * _SLACK + 1)]
+        high = np.maximum.reduce(shifts)
+    return low, high
+
+
+@lru_cache(maxsize=4)
+def _examples(width: int, height: int) -> tuple[list[Pixels], Pixels, list[float]]:
+    """Empty pictures of every setting in turn, the same made coarse [N,h,w,3], and their ground rows."""
+    places = [empty_place(setting, seed, (width, height)) for setting in SETTINGS for seed in range(_EXAMPLES)]
+    pictures = [place.pixels.astype(np.float32) for place in places]
+    grounds = [place.ground * min(width, height) for place in places]
+    return pictures, np.stack([_coarse(picture) for picture in pictures]), grounds
+
+
+def _coarse(picture: npt.NDArray[np.floating]) -> Pixels:
+    """Means over blocks of [H,W,3], about 32 blocks to the shorter side."""
+    block = max(1, min(picture.shape[:2]) // 32)
+    height, width = picture.shape[0] // block, picture.shape[1] // block
+    cut = picture[: height * block, : width * block].reshape(height, block, width, block, 3)
+    return np.asarray(cut.mean((1, 3)), np.float32)
