@@ -161,7 +161,7 @@ def weight_files(folder: Path, name: str = WEIGHTS) -> list[Path]:
     pickles = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLES)
     if pickles:
         raise CheckpointError(
-            f"{folder}: holds no {single.name}, only pickles ({_listed(pickles)}), which can run code and are not opened"
+            f"{folder}: holds no {single.name}, only pickles ({_listed(pickles)}), which can run code: not opened"
         )
     raise CheckpointError(f"{folder}: holds no {single.name}")
 

@@ -85,10 +85,8 @@ def test_shared_tensors_stay_shared(folder: Path) -> None:
 def test_weights_are_the_mapped_file(folder: Path) -> None:
     """No copy: the parameters lie in pages that the operating system knows as the file's."""
     net = load_module(Net, folder)
-    spans = []
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        if line.endswith(str(folder / WEIGHTS)):
-            spans.append([int(end, 16) for end in line.split()[0].split("-")])
+    lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(folder / WEIGHTS))]
+    spans = [[int(end, 16) for end in line.split()[0].split("-")] for line in lines]
     assert spans, "the file is not mapped"
     for parameter in net.parameters():
         assert any(start <= parameter.data_ptr() < end for start, end in spans)
@@ -227,7 +225,7 @@ def test_pickled_weights_are_not_opened(folder: Path) -> None:
 
 def test_no_weights(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
-    with pytest.raises(CheckpointError, match="holds no diffusion_pytorch_model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"holds no diffusion_pytorch_model\.safetensors"):
         load_module(Net, folder)
 
 
@@ -253,7 +251,7 @@ def test_tensor_in_two_shards(folder: Path) -> None:
     for file in ("a.safetensors", "b.safetensors"):
         save_file({"first.bias": torch.zeros(5)}, folder / file)
     (folder / INDEX).write_text(json.dumps({"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}))
-    with pytest.raises(CheckpointError, match="another shard holds too: first.bias"):
+    with pytest.raises(CheckpointError, match=r"another shard holds too: first\.bias"):
         load_module(Net, folder)
 
 

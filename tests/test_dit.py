@@ -11,7 +11,8 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from pysora.checkpoint import CheckpointError, load_module, save_module
-from pysora.models.dit import DiT, DiTConfig, rope_tables
+from pysora.models.dit import DiT, DiTConfig
+from pysora.models.positions import rope_tables
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

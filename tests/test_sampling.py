@@ -173,7 +173,11 @@ def test_saved_settings_are_read_by_us_and_by_diffusers(name: str) -> None:
     ("name", "changes", "reasons"),
     [
         ("unipc", {"solver_order": 3}, ["solver_order must be 2, got 3"]),
-        ("unipc", {"solver_type": "bh1", "thresholding": True}, ["solver_type must be 'bh2', got 'bh1'", "thresholding"]),
+        (
+            "unipc",
+            {"solver_type": "bh1", "thresholding": True},
+            ["solver_type must be 'bh2', got 'bh1'", "thresholding"],
+        ),
         ("unipc", {"prediction_type": "epsilon"}, ["prediction_type must be 'flow_prediction'"]),
         ("unipc", {"use_flow_sigmas": False}, ["use_flow_sigmas"]),
         ("unipc", {"disable_corrector": [0]}, ["disable_corrector"]),
@@ -185,7 +189,11 @@ def test_saved_settings_are_read_by_us_and_by_diffusers(name: str) -> None:
         ("dpm++", {"solver_type": "heun"}, ["solver_type"]),
         ("euler", {"use_dynamic_shifting": True}, ["use_dynamic_shifting"]),
         ("euler", {"invert_sigmas": True}, ["invert_sigmas"]),
-        ("euler", {"_class_name": "DDIMScheduler"}, ["must be one of FlowMatchEulerDiscreteScheduler", "DDIMScheduler"]),
+        (
+            "euler",
+            {"_class_name": "DDIMScheduler"},
+            ["must be one of FlowMatchEulerDiscreteScheduler", "DDIMScheduler"],
+        ),
         ("euler", {"_class_name": None}, ["must be one of"]),
     ],
 )

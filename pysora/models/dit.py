@@ -2,22 +2,22 @@
 
 Letters: B samples, C latent channels, T H W latent grid, L tokens (t, h, w order), D width, N heads, K head size,
 M text tokens, U distinct timesteps. Parameter names are those of diffusers' `WanTransformer3DModel`, so a public
-checkpoint loads without renaming. Wan 2.1 calls the model with one timestep per sample, Wan 2.2 TI2V with one per token.
+checkpoint loads without renaming. Wan 2.1 gives the model one timestep per sample, Wan 2.2 TI2V one per token.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pysora import ops
+from pysora.models.positions import rope_tables, sinusoid
 
 CLASS_NAME = "WanTransformer3DModel"
 
@@ -76,7 +76,7 @@ class DiTConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DiTConfig:
-        """Read a config.json; keys that start with an underscore are notes of the writer. ValueError on unknown keys."""
+        """Read a config.json; keys with a leading underscore are notes of the writer. ValueError on unknown keys."""
         known = {field.name for field in dataclasses.fields(cls)}
         given = {key: value for key, value in values.items() if not key.startswith("_")}
         unknown = sorted(key for key, value in given.items() if key not in known and value is not None)
@@ -109,7 +109,7 @@ class TextContext:
 
 @dataclasses.dataclass(frozen=True)
 class Modulation:
-    """Time conditioning of all tokens. table: [U, 6, D] or [U, 2, D]; index: int32 [B, L] row of each token, or None."""
+    """Time conditioning. table: [U, 6, D] or [U, 2, D]; index: int32 [B, L], the table's row of each token, or None."""
 
     table: Tensor
     index: Tensor | None
@@ -167,7 +167,8 @@ class Attention(nn.Module):
         self.norm_k = nn.RMSNorm(width, eps=eps)
 
     def _split(self, x: Tensor, projection: nn.Linear) -> Tensor:
-        return ops.linear(x, projection.weight, projection.bias).unflatten(-1, (self.heads, -1))
+        heads: Tensor = ops.linear(x, projection.weight, projection.bias).unflatten(-1, (self.heads, -1))
+        return heads
 
     def queries(self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """[B, L, D] -> [B, L, N, K], normalised and rotated."""
@@ -185,7 +186,7 @@ class Attention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None) -> Tensor:
         """q [B, L, N, K], k and v [B, R, N, K] -> [B, L, D]."""
-        out = self.to_out[0]
+        out = cast(nn.Linear, self.to_out[0])
         return ops.linear(ops.spacetime_attention(q, k, v, key_bias=key_bias).flatten(2), out.weight, out.bias)
 
 
@@ -199,7 +200,7 @@ class FeedForward(nn.Module):
         self.net = nn.ModuleList([up, nn.Identity(), nn.Linear(hidden, width)])
 
     def forward(self, x: Tensor) -> Tensor:
-        up, down = self.net[0].proj, self.net[2]
+        up, down = cast(nn.Linear, self.net[0].proj), cast(nn.Linear, self.net[2])
         return ops.linear(ops.linear(x, up.weight, up.bias, epilogue="gelu"), down.weight, down.bias)
 
 
@@ -219,7 +220,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, time: Modulation, rope: tuple[Tensor, Tensor], text: tuple[Tensor, Tensor, Tensor | None]
     ) -> Tensor:
-        """x [B, L, D], time (six rows: shift, scale, gate, twice), rope 2 x [L, K/2], text (k, v, bias) -> [B, L, D]."""
+        """x [B, L, D], time [U, 6, D] (shift, scale, gate; twice), rope 2 [L, K/2], text (k, v, bias) -> [B, L, D]."""
         table, index = self.scale_shift_table + time.table.to(self.scale_shift_table.dtype), time.index
         h = autocast(ops.adaln(x, table[:, 0:2], index, eps=self.eps))
         h = self.attn1.attend(self.attn1.queries(h, rope), self.attn1.keys(h, rope), self.attn1.values(h))
@@ -262,7 +263,9 @@ class DiT(nn.Module):
             raise ValueError(f"the token grid {(t, h, w)} exceeds rope_max_seq_len = {self.config.rope_max_seq_len}")
         return t, h, w
 
-    def encode_text(self, prompt_embeds: Tensor, lengths: Tensor | Sequence[int], text_length: int = 512) -> TextContext:
+    def encode_text(
+        self, prompt_embeds: Tensor, lengths: Tensor | Sequence[int], text_length: int = 512
+    ) -> TextContext:
         """Keys and values of the text for every layer: what the blocks attend to, the same at every step.
 
         prompt_embeds: [B, M, text_dim], M <= text_length; rows at and past a sample's length are taken as zero.
@@ -288,8 +291,9 @@ class DiT(nn.Module):
         rows = F.pad(prompt_embeds[:, :R], (0, 0, 0, max(0, R - prompt_embeds.shape[1])))
         rows = rows.masked_fill((torch.arange(R, device=device) >= count)[..., None], 0.0)
         embedded = self.condition_embedder.embed_text(rows.to(dtype))
-        keys = tuple(block.attn2.keys(embedded) for block in self.blocks)
-        values = tuple(block.attn2.values(embedded) for block in self.blocks)
+        readers = [cast(Block, block).attn2 for block in self.blocks]
+        keys = tuple(reader.keys(embedded) for reader in readers)
+        values = tuple(reader.values(embedded) for reader in readers)
         return TextContext(keys, values, bias)
 
     def _modulations(self, timestep: Tensor, batch: int, tokens: int) -> tuple[Modulation, Modulation]:
@@ -337,34 +341,3 @@ def padding_bias(counts: Sequence[int], text_length: int) -> Tensor | None:
     rows = [[0.0] * n + [math.log(text_length - n) for _ in range(n, min(n + 1, text_length))] for n in counts]
     R = max(len(row) for row in rows)
     return torch.tensor([row + [-math.inf] * (R - len(row)) for row in rows], dtype=torch.float64)
-
-
-def sinusoid(timesteps: Tensor, width: int) -> Tensor:
-    """Timesteps [U] -> fp32 [U, width]: cosines, then sines, of geometric frequencies from 1 down to 1/10000.
-
-    In fp32 throughout, as the checkpoints were trained (angles reach 1000: fp64 would differ by 6e-5).
-    Source: "Denoising Diffusion Probabilistic Models" (arXiv 2006.11239), section B.
-    """
-    half = width // 2
-    exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
-    angles = timesteps[:, None].float() * torch.exp(exponent)
-    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
-
-
-@functools.lru_cache(maxsize=4)
-def rope_tables(grid: tuple[int, int, int], head: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(cos, sin) fp32 [L, K/2] of 3D rotary positions; of the K channels, h and w get 2*(K//6) each and t the rest.
-
-    Angles in float64, theta 1e4. Source: "RoFormer" (arXiv 2104.09864), one axis after the other.
-    """
-    spatial = 2 * (head // 6)
-    # A table made under inference_mode could not be saved for a backward pass later.
-    with torch.inference_mode(False), torch.no_grad():
-        angles = []
-        for axis, (size, width) in enumerate(zip(grid, (head - 2 * spatial, spatial, spatial), strict=True)):
-            frequency = 1.0 / 10000.0 ** (torch.arange(0, width, 2, dtype=torch.float64) / width)
-            angle = torch.outer(torch.arange(size, dtype=torch.float64), frequency)
-            shape = [size if a == axis else 1 for a in range(3)]
-            angles.append(angle.view(*shape, -1).expand(*grid, -1))
-        table = torch.cat(angles, dim=-1).flatten(0, 2)
-        return table.cos().float().to(device), table.sin().float().to(device)
