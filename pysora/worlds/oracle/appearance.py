@@ -73,10 +73,12 @@ def _normalised(frames: Pixels, masks: Mask, boxes: npt.NDArray[np.float64]) -> 
     for picture, mask, (x0, y0, x1, y1) in zip(light, masks, boxes, strict=True):
         reach = max(x1 - x0, y1 - y0) / 2
         steps = (np.arange(_SIDE) + 0.5) / _SIDE * 2 - 1
-        columns = (x0 + x1) / 2 + steps * reach - 0.5
-        rows = (y0 + y1) / 2 + steps * reach - 0.5
-        shape = _sampled(mask.astype(np.float32), rows, columns)
-        inside = _sampled(picture * mask, rows, columns) / np.maximum(shape, 0.5)
+        columns = (x1 - x0) / 2 + steps * reach - 0.5
+        rows = (y1 - y0) / 2 + steps * reach - 0.5
+        window = (slice(int(y0), int(y1)), slice(int(x0), int(x1)))
+        cut = mask[window].astype(np.float32)
+        shape = _sampled(cut, rows, columns)
+        inside = _sampled(picture[window] * cut, rows, columns) / np.maximum(shape, 0.5)
         inside = (inside - (inside * shape).sum() / max(float(shape.sum()), 1.0)) * shape
         shapes.append(shape.ravel())
         insides.append(inside.ravel() / max(float(np.linalg.norm(inside)), 1e-3))

@@ -29,7 +29,7 @@ _SMALLEST = 0.02
 #: Edges of the setting may lie this many pixels from where its example has them.
 _SLACK = 2
 #: What is no thicker than twice this many pixels is no part of a subject.
-_THIN = 2
+_THIN = 1
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ def _shadows(frames: Pixels, background: Pixels, ground: float, short: int) -> M
     even = (np.abs(ratio - level[..., None]) * background).max(-1) < 14
     near = np.abs(np.arange(frames.shape[1]) + 0.5 - ground) < 0.045 * short
     dark: Mask = even & (level > 0.55) & (level < 1.02) & near[None, :, None]
-    return dark
+    # The soft edge of a subject's outline looks like shade too, but it is thin.
+    return grown(shrunk(dark, 1), 1) & dark
 
 
 def _fitted(frames: Pixels, picture: Pixels) -> Pixels:
