@@ -10,9 +10,10 @@ are the same code and give the same numbers.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +64,8 @@ class VAEConfig:
         given = {k: v for k, v in config.items() if not k.startswith("_") and k != "clip_output"}
         if unknown := sorted(set(given) - known):
             raise ValueError(f"vae config: unknown fields {unknown}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """The config.json of this model."""
@@ -94,9 +96,7 @@ class CausalConv3d(nn.Conv3d):
     def __init__(self, in_channels: int, out_channels: int, kernel: int | tuple[int, int, int]) -> None:
         super().__init__(in_channels, out_channels, kernel)
 
-    def forward(
-        self, x: Tensor, stream: Stream, norm: Tensor | None = None, residual: Tensor | None = None
-    ) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, stream: Stream, norm: Tensor | None = None, residual: Tensor | None = None) -> Tensor:  # type: ignore[override]
         cache = stream.tail(self)
         y, tail = ops.causal_conv3d(x, self.weight, self.bias, cache, norm_gamma=norm, residual=residual)
         stream.swap(self, tail)
@@ -178,7 +178,7 @@ class Downsample(nn.Module):
         self.time_conv = nn.Conv3d(channels, channels, (3, 1, 1), stride=(2, 1, 1)) if temporal else None
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
-        conv = self.resample[1]
+        conv = cast(nn.Conv2d, self.resample[1])
         frames = F.pad(x.transpose(1, 2).flatten(0, 1), (0, 1, 0, 1))
         x = F.conv2d(frames, conv.weight, conv.bias, stride=2).unflatten(0, (x.shape[0], -1)).transpose(1, 2)
         if self.time_conv is None:
@@ -204,8 +204,8 @@ class Upsample(nn.Module):
             if rest.shape[2]:
                 pairs = self.time_conv(rest, stream).unflatten(1, (2, -1))
                 x = torch.cat([head, pairs.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)], 2)
-        conv = self.resample[1]
-        return ops.causal_conv3d(x, conv.weight.unsqueeze(2), conv.bias, upsample=True)[0]  # type: ignore[no-any-return]
+        conv = cast(nn.Conv2d, self.resample[1])
+        return ops.causal_conv3d(x, conv.weight.unsqueeze(2), conv.bias, upsample=True)[0]
 
 
 def average_down(x: Tensor, out_channels: int, time: int, space: int) -> Tensor:
@@ -238,7 +238,7 @@ class ResidualDownBlock(nn.Module):
         super().__init__()
         self.out_channels, self.time, self.space = out_channels, 2 if temporal else 1, 2 if down else 1
         widths = [in_channels] + [out_channels] * blocks
-        self.resnets = nn.ModuleList(ResidualBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.resnets = nn.ModuleList(ResidualBlock(a, b) for a, b in itertools.pairwise(widths))
         self.downsampler = Downsample(out_channels, temporal) if down else None
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
@@ -257,7 +257,7 @@ class UpBlock(nn.Module):
         super().__init__()
         self.out_channels, self.time, self.shortcut = out_channels, 2 if temporal else 1, residual and up
         widths = [in_channels] + [out_channels] * (blocks + 1)
-        self.resnets = nn.ModuleList(ResidualBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.resnets = nn.ModuleList(ResidualBlock(a, b) for a, b in itertools.pairwise(widths))
         self.upsampler: Upsample | None = None
         self.upsamplers: nn.ModuleList | None = None
         if up and residual:
@@ -282,7 +282,7 @@ class Encoder(nn.Module):
         widths = [config.base_dim * m for m in (1, *config.dim_mult)]
         self.conv_in = CausalConv3d(config.in_channels, widths[0], 3)
         self.down_blocks = nn.ModuleList()
-        for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (a, b) in enumerate(itertools.pairwise(widths)):
             down = i < len(config.dim_mult) - 1
             temporal = down and config.temperal_downsample[i]
             if config.is_residual:
@@ -315,7 +315,7 @@ class Decoder(nn.Module):
         self.conv_in = CausalConv3d(config.z_dim, widths[0], 3)
         self.mid_block = MidBlock(widths[0])
         self.up_blocks = nn.ModuleList()
-        for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (a, b) in enumerate(itertools.pairwise(widths)):
             width = a // 2 if i and not config.is_residual else a
             up = i < len(config.dim_mult) - 1
             self.up_blocks.append(UpBlock(width, b, config.num_res_blocks, up, temporal[i], config.is_residual))
@@ -419,7 +419,7 @@ class VAE(nn.Module):
 
     def to_patches(self, video: Tensor) -> Tensor:
         p = self.config.patch_size or 1
-        x = video.unflatten(4, (-1, p)).unflatten(3, (-1, p))  # [B, C, F, H/p, ph, W/p, pw]
+        x: Tensor = video.unflatten(4, (-1, p)).unflatten(3, (-1, p))  # [B, C, F, H/p, ph, W/p, pw]
         return x.permute(0, 1, 6, 4, 2, 3, 5).flatten(1, 3)
 
     def to_video(self, x: Tensor) -> Tensor:

@@ -98,6 +98,6 @@ def causal_conv3d(
     if norm_gamma is not None:
         frames = norm_silu.reference(frames, norm_gamma)
     if upsample:
-        frames = frames.repeat_interleave(2, 3).repeat_interleave(2, 4)
+        frames = F.interpolate(frames, scale_factor=(1, 2, 2), mode="nearest")
     y = F.conv3d(frames, weight, bias, padding=(0, kh // 2, kw // 2))
     return (y if residual is None else y + residual), new_cache

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pysora.models.vae import VAE, CausalConv3d, Stream, VAEConfig
+from pysora.models.vae import VAE, Stream, VAEConfig
 from pysora.training.clips import ClipPool, Size
 from pysora.training.loop import Run, optimizers
 
@@ -68,9 +68,6 @@ def train(folder: Path, minutes: float, resume: bool) -> Path:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     vae = VAE(CONFIG)
-    for module in vae.modules():
-        if isinstance(module, CausalConv3d):
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
     opts = optimizers(vae, lambda n, p: p.ndim >= 4 and min(p.shape[0], p[0].numel()) >= 16, 0.02, 2e-3)
     run = Run(folder / "vae", vae, opts, minutes, average=0.998, warmup=30, log_every=50)
     if resume and run.resume():
@@ -80,12 +77,16 @@ def train(folder: Path, minutes: float, resume: bool) -> Path:
     def step(number: int) -> tuple[Tensor, dict[str, float], int]:
         pool = pools[(0, 1, 0, 2, 0)[number % 5]]
         pool.renew(1)
-        width, height, frames = pool.size
-        # Half clips and images: twice the steps in the same time teach more than whole clips.
+        width, height, _ = pool.size
+        # Windows and images: more steps, and more different clips, in the same time than whole clips.
         if number % 8 == 7 or (run.progress < 0.15 and number % 2):
             video = pool.batch(4, (width, height, 1))
+        elif number % 8 == 3:
+            video = pool.batch(1)
+        elif number % 2:
+            video = pool.batch(1, (width, height, 9))
         else:
-            video = pool.batch(1, (width, height, frames if number % 8 == 3 else 9))
+            video = pool.batch(4, (64, 64, 9))
         return *losses(vae, video), len(video)
 
     run.train(step)

@@ -20,7 +20,13 @@ from pysora.training.latents import CaptionBank, LatentPool
 from pysora.training.loop import Run, optimizers
 
 CONFIG = DiTConfig(
-    num_attention_heads=4, attention_head_dim=64, in_channels=16, out_channels=16, text_dim=256, ffn_dim=1024, num_layers=8
+    num_attention_heads=4,
+    attention_head_dim=64,
+    in_channels=24,
+    out_channels=24,
+    text_dim=256,
+    ffn_dim=1024,
+    num_layers=8,
 )
 SHIFT = 3.0
 TEXT_DROPOUT = 0.1
@@ -133,14 +139,17 @@ class Trainer:
         embeds, lengths = self.bank.batch(attributes, self.rng.random(len(z)) < TEXT_DROPOUT)
         noise = torch.randn_like(z)
         t = levels[:, None, :, None, None]
-        grid = self.model.dit.grid(z.shape)
-        timestep = 1000 * (levels if known.any() else levels[:, :1]).repeat_interleave(grid[1] * grid[2], 1)
+        timestep = 1000 * levels[:, 0]
+        if known.any():
+            _, h, w = self.model.dit.grid(z.shape)
+            timestep = 1000 * levels.repeat_interleave(h * w, 1)
         with torch.autocast("cpu", torch.bfloat16):
             context = self.model.dit.encode_text(embeds, lengths, self.text.text_length)
-            velocity = self.model.dit((1 - t) * z + t * noise, timestep if known.any() else timestep[:, 0], context)
+            velocity = self.model.dit((1 - t) * z + t * noise, timestep, context)
         error = (velocity.float() - (noise - z)).square()
-        weight = (~known).float()[:, None, :, None, None].expand_as(error)
-        return (error * weight).sum() / weight.sum()
+        unknown = (~known).float()[:, None, :, None, None].expand_as(error)
+        mean: Tensor = (error * unknown).sum() / unknown.sum()
+        return mean
 
 
 @torch.no_grad()
@@ -148,7 +157,7 @@ def sample(trainer: Trainer, prompts: list[str], steps: int = 20, guidance: floa
     """Clips of 128x128x17 for the prompts, uint8 `[B, F, H, W, 3]`."""
     B, dit, text = len(prompts), trainer.model.dit, trainer.text
     plan = sampling.plan("unipc", steps, SHIFT)
-    z = torch.stack([ops.noise((16, 5, 8, 8), seed, i) for i in range(B)])
+    z = torch.stack([ops.noise((CONFIG.in_channels, 5, 8, 8), seed, i) for i in range(B)])
     history: list[Tensor] = []
     with torch.autocast("cpu", torch.bfloat16):
         contexts = [dit.encode_text(*text.encode(p), text.text_length) for p in (prompts, [""] * B)]

@@ -26,7 +26,7 @@ def occupancy(boxes: np.ndarray, grid: tuple[int, int, int], stride: int) -> Ten
     def covered(low: np.ndarray, high: np.ndarray, cells: int) -> np.ndarray:
         edges = np.arange(cells) / cells
         overlap = np.minimum(high[:, None], edges + 1 / cells) - np.maximum(low[:, None], edges)
-        return np.clip(overlap * cells, 0, 1)
+        return np.asarray(np.clip(overlap * cells, 0, 1))
 
     x0, y0, x1, y1 = boxes[last].T
     return torch.from_numpy(covered(y0, y1, h)[:, :, None] * covered(x0, x1, w)[:, None, :]).float().flatten()

@@ -112,7 +112,7 @@ class Run:
         while self.progress < 1:
             self._set_rates()
             loss, numbers, count = step(self.steps)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), 1.0))
             if not math.isfinite(norm):
                 raise FloatingPointError(f"step {self.steps}: the gradient is not finite")

@@ -30,7 +30,7 @@ FIELDS = (
 
 
 def caption(rng: np.random.Generator) -> tuple[str, list[int]]:
-    """A caption of a combination that is not held out, and per field the index it names; len(names) if it names none."""
+    """A caption of a combination that is not held out, and the index it names per field; len(names) where none."""
     attributes = worlds.sample_attributes(rng, held_out=False)
     told = worlds.captions(attributes, rng)
     return told.text, [

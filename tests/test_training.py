@@ -1,0 +1,182 @@
+"""The training code: optimiser, resumable runs, noise levels with known frames, targets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pysora import training, worlds
+from pysora.training import autoencoder, diffusion, reader
+from pysora.training.clips import ClipPool, draw, to_model
+from pysora.training.latents import occupancy
+from pysora.training.loop import Run, optimizers
+from pysora.training.muon import Muon, orthogonalize
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (16, 120), (120, 16), (1, 5)], ids=str)
+def test_orthogonalize_evens_the_singular_values(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(shape)
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    result = orthogonalize(matrix)
+    assert result.shape == matrix.shape
+    # In the basis of the input, the result is diagonal with entries near one.
+    diagonal = u.T @ result @ v.T
+    values = diagonal.diagonal()
+    assert float(values.min()) > 0.2
+    assert float(values.max()) < 1.25
+    assert float((diagonal - torch.diag(values)).abs().max()) < 0.03
+
+
+def test_muon_fits_a_matrix() -> None:
+    torch.manual_seed(0)
+    target = torch.linalg.qr(torch.randn(12, 12))[0]
+    weight = nn.Parameter(torch.zeros(12, 12))
+    muon = Muon([weight], lr=0.02)
+    first = float(target.square().sum())
+    for _ in range(100):
+        loss = (weight - target).square().sum()
+        muon.zero_grad()
+        loss.backward()
+        muon.step()
+    assert float(loss.detach()) < 0.02 * first
+
+
+def fit(folder: Path, minutes: float, resume: bool = False) -> Run:
+    """A run that fits a small network to a fixed function; the step decides the data."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
+    run = Run(
+        folder, model, optimizers(model, lambda n, p: n == "2.weight", 0.01, 1e-2), minutes, warmup=1, log_every=2
+    )
+    if resume:
+        assert run.resume()
+
+    def step(number: int) -> tuple[torch.Tensor, dict[str, float], int]:
+        x = torch.randn(32, 4, generator=torch.Generator().manual_seed(number))
+        return (model(x) - x.sum(1, keepdim=True)).square().mean(), {}, 32
+
+    run.train(step)
+    return run
+
+
+def test_a_run_learns_stops_by_the_clock_and_resumes(tmp_path: Path) -> None:
+    first = fit(tmp_path, minutes=0.02)
+    assert first.elapsed >= 0.02 * 60
+    assert first.seen == 32 * first.steps
+    rows = (tmp_path / "losses.csv").read_text().splitlines()
+    losses = [float(row.split(",")[-1]) for row in rows if ",loss," in row]
+    assert losses[-1] < 0.7 * losses[0]
+    second = fit(tmp_path, minutes=1.2 * first.elapsed / 60, resume=True)
+    assert second.steps > first.steps
+    moments = second.optimizers[1].state_dict()["state"][0]
+    assert int(moments["step"]) == second.steps
+
+
+def test_resume_takes_up_weights_averages_and_optimizers(tmp_path: Path) -> None:
+    first = fit(tmp_path, minutes=0.005)
+    model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
+    again = Run(tmp_path, model, optimizers(model, lambda n, p: n == "2.weight", 0.01, 1e-2), 1.0)
+    assert again.resume()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), first.model.parameters(), strict=True))
+    assert all(torch.equal(again.averaged[n], first.averaged[n]) for n in first.averaged)
+    mine, theirs = (r.optimizers[0].state_dict()["state"][0]["average"] for r in (again, first))
+    assert torch.equal(mine, theirs)
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    assert not Run(tmp_path, model, optimizers(model, lambda n, p: False, 0.1, 0.1), 1.0).resume()
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    run = Run(tmp_path, model, optimizers(model, lambda n, p: False, 0.1, 0.1), 1.0)
+    with pytest.raises(FloatingPointError, match="step 0: the gradient is not finite"):
+        run.train(lambda _: (model(torch.full((1, 2), torch.inf)).sum() * 0, {}, 1))
+
+
+@pytest.mark.parametrize("frames", [2, 3, 5, 9])
+def test_known_frames_leave_something_to_make(frames: int) -> None:
+    rng = np.random.default_rng(0)
+    sets = {tuple(diffusion.known_frames(frames, rng)) for _ in range(400)}
+    assert all(0 < sum(known) < frames for known in sets)
+    assert (True,) + (False,) * (frames - 1) in sets
+    assert (False,) * (frames - 1) + (True,) in sets
+    if frames > 2:
+        assert (True,) + (False,) * (frames - 2) + (True,) in sets
+
+
+def test_noise_levels_are_zero_where_frames_are_known() -> None:
+    levels, known = diffusion.noise_levels(400, 5, np.random.default_rng(0))
+    assert float(levels[known].abs().max()) == 0
+    assert 0.15 < float(known.any(1).float().mean()) < 0.35
+    assert 0.5 < float(levels[~known].mean()) < 0.8
+    images, none = diffusion.noise_levels(50, 1, np.random.default_rng(0))
+    assert not none.any()
+    assert float(images.min()) > 0
+
+
+def test_occupancy_is_the_share_of_each_cell() -> None:
+    boxes = np.array([[0.0, 0.0, 0.5, 0.25]] * 5)
+    cells = occupancy(boxes, (2, 2, 2), stride=4).view(2, 2, 2)
+    assert torch.equal(cells[0], torch.tensor([[0.5, 0.0], [0.0, 0.0]]))
+    assert torch.equal(cells[0], cells[1])
+
+
+def test_clips_are_never_held_out() -> None:
+    rng = np.random.default_rng(0)
+    samples = [draw(rng, (64, 32, 5)) for _ in range(20)]
+    assert not any(s.attributes.held_out for s in samples)
+    assert samples[0].frames.shape == (5, 32, 64, 3)
+    assert all(s.boxes.min() >= 0 and s.boxes.max() <= 1 for s in samples)
+    video = to_model([s.frames for s in samples])
+    assert video.shape == (20, 3, 5, 32, 64)
+    assert -1 <= float(video.min()) < float(video.max()) <= 1
+
+
+def test_clip_pool_crops_and_renews() -> None:
+    pool = ClipPool((64, 32, 5), 3, np.random.default_rng(0))
+    before = list(pool.samples)
+    pool.renew(2)
+    assert [a is b for a, b in zip(before, pool.samples, strict=True)] == [False, False, True]
+    assert pool.batch(2, (16, 32, 3)).shape == (2, 3, 3, 32, 16)
+
+
+def test_autoencoder_loss_falls() -> None:
+    torch.manual_seed(0)
+    vae = autoencoder.VAE(autoencoder.CONFIG)
+    opts = optimizers(vae, lambda n, p: p.ndim >= 4, 0.02, 2e-3)
+    video = to_model([draw(np.random.default_rng(0), (32, 32, 5)).frames])
+    values = []
+    for _ in range(12):
+        loss, _ = autoencoder.losses(vae, video)
+        loss.backward()
+        for optimizer in opts:
+            optimizer.step()
+            optimizer.zero_grad()
+        values.append(float(loss.detach()))
+    assert values[-1] < 0.7 * values[0]
+
+
+def test_captions_say_what_the_targets_say() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        text, targets = reader.caption(rng)
+        assert text
+        assert len(targets) == 4
+        assert targets[0] < len(worlds.CLASSES)
+        assert all(t <= len(names) for t, (_, names) in zip(targets, reader.FIELDS, strict=True))
+
+
+def test_stages_are_named_and_ordered(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="stage must be one of vae, text, dit, export, not 'gan'"):
+        training.run("gan", tmp_path, 1)
+    with pytest.raises(ValueError, match="minutes must be above 0, got 0"):
+        training.run("vae", tmp_path, 0)
+    with pytest.raises(FileNotFoundError, match="run the stage 'vae' first"):
+        training.run("dit", tmp_path, 1)
