@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pysora.checkpoint import load_module, save_module
-from pysora.models.vae import VAE, VAEConfig, average_down, repeat_up
+from pysora.models.vae import VAE, VAEConfig
+from pysora.models.vae_blocks import average_down, repeat_up
 
 WAN_21 = {
     "base_dim": 6,

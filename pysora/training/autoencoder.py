@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pysora.models.vae import VAE, Stream, VAEConfig
+from pysora.models.vae import VAE, VAEConfig
+from pysora.models.vae_blocks import Stream
 from pysora.training.clips import ClipPool, Size
 from pysora.training.loop import Run, optimizers
 
