@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pysora.ops import _cpu as _native
 from pysora.ops._checks import need
 from pysora.ops._registry import op
 
@@ -70,7 +71,8 @@ def _normal(bits: Tensor) -> Tensor:
     exponent = (q - 0x3F400000) >> 23  # the mantissa is taken from [3/4, 3/2)
     t = (q - (exponent << 23)).view(torch.float32) - 1.0
     w = -(exponent.to(torch.float32) * LN2 + (t + t * t * _polynomial(t, LOG)))
-    centre, tail = _polynomial(w - 3.0, CENTRE), _polynomial(w.sqrt() - 3.5, TAIL)
+    root = w.double().sqrt().float()  # torch's fp32 square root is not rounded correctly on every CPU
+    centre, tail = _polynomial(w - 3.0, CENTRE), _polynomial(root - 3.5, TAIL)
     z = (1.0 - (p + p)) * torch.where(w < 6.0, centre, tail)
     return torch.where(bits > 0x7FFFFFFF, -z, z)
 
@@ -110,3 +112,21 @@ def noise(
     grid = torch.meshgrid(blocks, *axes, indexing="ij")
     words = torch.stack(_philox([grid[1], grid[2], grid[3], grid[0]], (seed, sample)), 1)
     return _normal(words.flatten(0, 1)[:C])
+
+
+def _cpu(
+    shape: Sequence[int], seed: int, sample: int, origin: Sequence[int], device: torch.device | str | None
+) -> Tensor:
+    _check(shape, seed, sample, origin)
+    out = torch.empty(tuple(shape), dtype=torch.float32)
+    _native.native().noise(_native.borrow(out), seed, sample, list(origin), _native.threads())
+    return out
+
+
+def _cpu_refuses(
+    shape: Sequence[int], seed: int, sample: int, origin: Sequence[int], device: torch.device | str | None
+) -> str | None:
+    return None if device is None or torch.device(device).type == "cpu" else f"device is {device}"
+
+
+noise.register("cpu", _cpu, _cpu_refuses, _native.unavailable)

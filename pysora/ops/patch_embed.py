@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
+from pysora.ops import _cpu as _native
 from pysora.ops._checks import need, need_shape
 from pysora.ops._registry import op
 
@@ -46,3 +49,20 @@ def patch_embed(video: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     patches = video.unflatten(4, (-1, pw)).unflatten(3, (-1, ph)).unflatten(2, (-1, pt))
     patches = patches.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
     return F.linear(patches, weight.flatten(1), bias)
+
+
+def _cpu(video: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    out = _fake(video, weight, bias)
+    depth, threads = math.prod(weight.shape[1:]), _native.threads()
+    scratch = _native.workspace(_native.native().patch_embed_workspace(weight.shape[0], depth, threads))
+    _native.native().patch_embed(*map(_native.borrow, (video, weight, bias, out, scratch)), threads)
+    return out
+
+
+def _cpu_refuses(video: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+    return _native.refuses((video.dtype,), weight=weight, bias=bias) or _native.refuses(
+        _native.NATIVE_DTYPES, video=video
+    )
+
+
+patch_embed.register("cpu", _cpu, _cpu_refuses, _native.unavailable)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
+from pysora.ops import _cpu as _native
 from pysora.ops._checks import at_least_fp32, need, need_shape
 from pysora.ops._registry import op
 
@@ -104,3 +106,51 @@ def sampler_step(
             total = total + factor * tensor
         results.append(total)
     return results
+
+
+def _cpu(
+    sample: Tensor,
+    prediction: Tensor,
+    prediction_uncond: Tensor | None,
+    history: Sequence[Tensor],
+    coefficients: Tensor,
+    guidance: float,
+    noise: Tensor | None,
+) -> list[Tensor]:
+    outs = _fake(sample, prediction, prediction_uncond, history, coefficients, guidance, noise)
+    _native.native().sampler_step(
+        *map(_native.borrow, (sample, prediction, prediction_uncond)),
+        [_native.borrow(t) for t in (*history, *([] if noise is None else [noise]))],
+        coefficients.tolist(),
+        guidance,
+        [_native.borrow(t) for t in outs],
+        _native.threads(),
+    )
+    return outs
+
+
+def _cpu_refuses(
+    sample: Tensor,
+    prediction: Tensor,
+    prediction_uncond: Tensor | None,
+    history: Sequence[Tensor],
+    coefficients: Tensor,
+    guidance: float,
+    noise: Tensor | None,
+) -> str | None:
+    wide = {"sample": sample, "noise": noise, **{f"history[{i}]": h for i, h in enumerate(history)}}
+    narrow = {"prediction": prediction, "prediction_uncond": prediction_uncond}
+    for name, tensor in {**wide, **narrow}.items():
+        if tensor is not None and not tensor.is_contiguous():
+            return f"{name} is not contiguous"
+    limits = _native.native()
+    if coefficients.shape[0] > limits.SAMPLER_MAX_OUTS or coefficients.shape[1] > limits.SAMPLER_MAX_INPUTS:
+        return f"coefficients are larger than {limits.SAMPLER_MAX_OUTS} by {limits.SAMPLER_MAX_INPUTS}"
+    return (
+        _native.refuses((torch.float32,), **wide)
+        or _native.refuses(_native.NATIVE_DTYPES, **narrow)
+        or _native.refuses((torch.float32, torch.float64), coefficients=coefficients)
+    )
+
+
+sampler_step.register("cpu", _cpu, _cpu_refuses, _native.unavailable)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pysora.ops import _cpu as _native
 from pysora.ops._checks import at_least_fp32, need, need_shape
 from pysora.ops._registry import needs_gradient, op
 
@@ -29,7 +30,15 @@ def _check(
         for name, offsets in (("q_offsets", q_offsets), ("k_offsets", k_offsets)):
             need(offsets.ndim == 1 and offsets.shape[0] >= 2, name, "[S+1]", list(offsets.shape))
             need(offsets.dtype == torch.int32, name, "int32", offsets.dtype)
+            _check_ends(offsets, name, (q if offsets is q_offsets else k).shape[1])
         need_shape(k_offsets, "k_offsets", "[S+1] as q_offsets", tuple(q_offsets.shape))
+
+
+def _check_ends(offsets: Tensor, name: str, L: int) -> None:
+    """Check the values too, where looking at them costs nothing: not on a GPU and not while tracing."""
+    if type(offsets) is Tensor and offsets.device.type == "cpu":
+        values = offsets.tolist()
+        need(values[0] == 0 and values[-1] == L and sorted(values) == values, name, f"offsets from 0 to {L}", values)
 
 
 def _fake(
@@ -125,3 +134,49 @@ def spacetime_attention(
         weights = (scores - lse.masked_fill(lse == float("-inf"), 0.0).unsqueeze(-1)).exp()
         out = (weights @ wide[2]).transpose(1, 2).to(q.dtype).contiguous()
     return (out, lse) if return_lse else out
+
+
+def _cpu(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None,
+    key_bias: Tensor | None,
+    q_offsets: Tensor | None,
+    k_offsets: Tensor | None,
+    return_lse: bool,
+) -> Tensor | tuple[Tensor, Tensor]:
+    out, lse = _fake(q, k, v, scale, key_bias, q_offsets, k_offsets, return_lse)
+    B, _, N, K = q.shape
+    samples = B if k_offsets is None else k_offsets.shape[0] - 1
+    threads = _native.threads()
+    scratch = _native.native().spacetime_attention_workspace(samples * N, k.shape[1], K, threads)
+    _native.native().spacetime_attention(
+        *map(_native.borrow, (q, k, v)),
+        K**-0.5 if scale is None else scale,
+        *map(_native.borrow, (key_bias, q_offsets, k_offsets, out, lse if return_lse else None)),
+        _native.borrow(_native.workspace(scratch)),
+        threads,
+    )
+    return (out, lse) if return_lse else out
+
+
+def _cpu_refuses(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None,
+    key_bias: Tensor | None,
+    q_offsets: Tensor | None,
+    k_offsets: Tensor | None,
+    return_lse: bool,
+) -> str | None:
+    return (
+        _native.refuses(_native.NATIVE_DTYPES, q=q)
+        or _native.refuses((q.dtype,), k=k, v=v)
+        or _native.refuses((torch.float32,), key_bias=key_bias)
+        or _native.refuses((torch.int32,), q_offsets=q_offsets, k_offsets=k_offsets)
+    )
+
+
+spacetime_attention.register("cpu", _cpu, _cpu_refuses, _native.unavailable)

@@ -1,0 +1,32 @@
+#include "pysora/cpu.h"
+#include "pysora/parallel.h"
+#include "tensor.h"
+
+namespace pysora {
+#define PYSORA_OP(name, Params) void bind_##name(py::module_&);
+#include "pysora/ops.def"
+#undef PYSORA_OP
+}  // namespace pysora
+
+PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
+  namespace py = pybind11;
+  m.doc() = "Native kernels of pysora. Tensors are borrowed; outputs and workspaces are made by the caller.";
+  py::class_<pysora::Raw>(m, "Raw").def(py::init<std::uintptr_t, const std::string&, std::vector<std::int64_t>,
+                                                 std::vector<std::int64_t>, const std::string&>(),
+                                        py::arg("pointer"), py::arg("dtype"), py::arg("shape"), py::arg("strides"),
+                                        py::arg("device"));
+  m.def("cpu_isa", [] { return pysora::cpu().isa; });
+  m.def("cpu_isas", &pysora::cpu_isas);
+  m.def("use_cpu_isa", &pysora::use_cpu_isa, py::arg("isa"));
+  m.def("build_info", [] {
+    py::dict info;
+    info["version"] = PYSORA_VERSION;
+    info["compiler"] = PYSORA_COMPILER;
+    info["cuda_compiler"] = PYSORA_CUDA_COMPILER;
+    info["threads"] = pysora::thread_runtime();
+    return info;
+  });
+#define PYSORA_OP(name, Params) pysora::bind_##name(m);
+#include "pysora/ops.def"
+#undef PYSORA_OP
+}

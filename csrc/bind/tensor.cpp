@@ -1,0 +1,135 @@
+#include "tensor.h"
+
+#include <pybind11/gil_safe_call_once.h>
+
+namespace pysora {
+namespace {
+
+// torch.Tensor's type and exchange table; null where this torch has none.
+struct Exchange {
+  py::object type;
+  const DLPackExchangeAPI* api = nullptr;
+};
+
+const Exchange& exchange() {
+  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<Exchange> storage;
+  return storage
+      .call_once_and_store_result([] {
+        Exchange found;
+        found.type = py::module_::import("torch").attr("Tensor");
+        if (!py::hasattr(found.type, "__dlpack_c_exchange_api__")) return found;
+        py::object capsule = found.type.attr("__dlpack_c_exchange_api__");
+        const void* table = PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api");
+        if (!table) throw py::error_already_set();
+        const auto* api = static_cast<const DLPackExchangeAPI*>(table);
+        if (api->major == 1) found.api = api;
+        return found;
+      })
+      .get_stored();
+}
+
+std::string text(const std::int64_t* values, std::size_t n) {
+  std::string s = "[";
+  for (std::size_t i = 0; i < n; ++i) s += (i ? ", " : "") + std::to_string(values[i]);
+  return s + "]";
+}
+
+std::string text(DLDataType d) {
+  const char* kind = d.code == kDLFloat ? "float" : d.code == kDLBfloat ? "bfloat" : d.code == kDLInt ? "int" : "type ";
+  return kind + std::to_string(d.bits);
+}
+
+DLDataType parse_dtype(const std::string& name) {
+  if (name == "float32") return {kDLFloat, 32, 1};
+  if (name == "bfloat16") return {kDLBfloat, 16, 1};
+  if (name == "int32") return {kDLInt, 32, 1};
+  throw py::value_error("dtype: need float32, bfloat16 or int32, got " + name);
+}
+
+}  // namespace
+
+Raw::Raw(std::uintptr_t pointer_, const std::string& dtype_, std::vector<std::int64_t> shape_,
+         std::vector<std::int64_t> strides_, const std::string& device_)
+    : pointer(pointer_), dtype(parse_dtype(dtype_)), shape(std::move(shape_)), strides(std::move(strides_)) {
+  if (shape.size() != strides.size()) throw py::value_error("strides: need one per dimension of shape");
+  if (device_ != "cpu") throw py::value_error("device: need cpu, got " + device_);
+  device = {kDLCPU, 0};
+}
+
+Tensor::Tensor(py::handle object, const char* name) : t_{}, name_(name) {
+  if (py::isinstance<Raw>(object)) {
+    Raw& raw = object.cast<Raw&>();
+    t_ = {reinterpret_cast<void*>(raw.pointer),
+          raw.device,
+          static_cast<std::int32_t>(raw.shape.size()),
+          raw.dtype,
+          raw.shape.data(),
+          raw.strides.data(),
+          0};
+  } else {
+    const Exchange& torch = exchange();
+    if (!PyObject_TypeCheck(object.ptr(), reinterpret_cast<PyTypeObject*>(torch.type.ptr())))
+      throw py::type_error(std::string(name) + ": need a torch.Tensor, got " +
+                           std::string(py::str(py::type::of(object))));
+    if (!torch.api) throw py::type_error(std::string(name) + ": this torch has no DLPack exchange table, pass a Raw");
+    if (torch.api->dltensor_from_py_object_no_sync(object.ptr(), &t_)) {
+      PyErr_Clear();  // torch's own message is a C++ stack trace
+      fail("a tensor whose memory torch lends", "one without (on the meta device?)");
+    }
+  }
+  if (t_.device.device_type != kDLCPU) fail("a tensor on the CPU", "another device");
+  if (!t_.data && numel()) fail("a tensor with storage", "none (a fake tensor?)");
+}
+
+void Tensor::fail(const std::string& needed, const std::string& seen) const {
+  throw py::value_error(std::string(name_) + ": need " + needed + ", got " + seen);
+}
+
+std::int64_t Tensor::numel() const {
+  std::int64_t n = 1;
+  for (int i = 0; i < t_.ndim; ++i) n *= t_.shape[i];
+  return n;
+}
+
+const Tensor& Tensor::ndim(int n) const {
+  if (t_.ndim != n) fail(std::to_string(n) + " dimensions", std::to_string(t_.ndim));
+  return *this;
+}
+
+const Tensor& Tensor::shape(std::initializer_list<std::int64_t> sizes) const {
+  ndim(static_cast<int>(sizes.size()));
+  if (!std::equal(sizes.begin(), sizes.end(), t_.shape))
+    fail(text(sizes.begin(), sizes.size()), text(t_.shape, sizes.size()));
+  return *this;
+}
+
+Dtype Tensor::dtype() const {
+  if (t_.dtype.code == kDLFloat && t_.dtype.bits == 32) return Dtype::f32;
+  if (t_.dtype.code == kDLBfloat && t_.dtype.bits == 16) return Dtype::bf16;
+  fail("float32 or bfloat16", text(t_.dtype));
+}
+
+const Tensor& Tensor::dtype(Dtype wanted) const {
+  if (dtype() != wanted) fail(wanted == Dtype::f32 ? "float32" : "bfloat16", text(t_.dtype));
+  return *this;
+}
+
+const Tensor& Tensor::int32() const {
+  if (t_.dtype.code != kDLInt || t_.dtype.bits != 32) fail("int32", text(t_.dtype));
+  return *this;
+}
+
+const Tensor& Tensor::contiguous() const {
+  std::int64_t stride = 1;
+  for (int i = t_.ndim - 1; i >= 0; stride *= t_.shape[i--])
+    if (t_.shape[i] != 1 && t_.strides[i] != stride && numel())
+      fail("a contiguous tensor", "strides " + text(t_.strides, static_cast<std::size_t>(t_.ndim)));
+  return *this;
+}
+
+int checked_threads(int threads) {
+  if (threads < 1) throw py::value_error("threads: need at least 1, got " + std::to_string(threads));
+  return threads;
+}
+
+}  // namespace pysora

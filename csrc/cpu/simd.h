@@ -1,0 +1,121 @@
+#pragma once
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+// Vectors of the instruction set that this file is compiled for, with the compiler's vector extension. Everything has
+// internal linkage: the linker must not merge one instruction set's functions with another's.
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int W = 16;  // fp32 lanes
+#elif defined(__AVX2__)
+constexpr int W = 8;
+#else
+constexpr int W = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(W * 4)));
+typedef std::int32_t IVec __attribute__((vector_size(W * 4)));
+
+inline Vec splat(float x) {
+  return x - Vec{};
+}
+inline IVec bits(Vec x) {
+  return reinterpret_cast<IVec>(x);
+}
+inline Vec from_bits(IVec x) {
+  return reinterpret_cast<Vec>(x);
+}
+
+inline Vec load(const float* p) {
+  Vec v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+inline void store(float* p, Vec v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+inline Vec max(Vec a, Vec b) {
+  return a > b ? a : b;
+}
+
+inline float max_lane(Vec v) {
+  float best = v[0];
+  for (int i = 1; i < W; ++i) best = v[i] > best ? v[i] : best;
+  return best;
+}
+
+inline float sum_lanes(Vec v) {
+  float total = 0;
+  for (int i = 0; i < W; ++i) total += v[i];
+  return total;
+}
+
+// a * b + c, fused where the instruction set can.
+inline Vec fma(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+inline Vec sqrt(Vec x) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_sqrt_ps(0xFFFF, x);  // GCC 12 warns of its own header in the unmasked one
+#elif defined(__AVX2__)
+  return _mm256_sqrt_ps(x);
+#else
+  Vec y;
+  for (int i = 0; i < W; ++i) y[i] = __builtin_sqrtf(x[i]);
+  return y;
+#endif
+}
+
+// 2^x for x <= 0: Taylor's polynomial around the nearest integer (relative error 2e-7), 0 below the normal range.
+inline Vec exp2_of_nonpositive(Vec x) {
+  const Vec clamped = x < -126.0f ? splat(-126.0f) : x;
+  const Vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const Vec shifted = clamped + magic, f = clamped - (shifted - magic);
+  Vec y = splat(1.5252734e-05f);  // log(2)^k / k!, k = 7 to 0
+  y = fma(y, f, splat(1.5403530e-04f));
+  y = fma(y, f, splat(1.3333558e-03f));
+  y = fma(y, f, splat(9.6181291e-03f));
+  y = fma(y, f, splat(5.5504109e-02f));
+  y = fma(y, f, splat(2.4022651e-01f));
+  y = fma(y, f, splat(6.9314718e-01f));
+  y = fma(y, f, splat(1.0f));
+  const Vec scale = from_bits((bits(shifted) - bits(magic) + 127) << 23);
+  return x < -126.0f ? Vec{} : y * scale;
+}
+
+struct Bf16 {
+  std::uint16_t bits;
+};
+
+inline float to_float(float x) {
+  return x;
+}
+inline float to_float(Bf16 x) {
+  const std::uint32_t wide = static_cast<std::uint32_t>(x.bits) << 16;
+  float y;
+  std::memcpy(&y, &wide, 4);
+  return y;
+}
+
+inline void from_float(float x, float& y) {
+  y = x;
+}
+inline void from_float(float x, Bf16& y) {  // to the nearest, ties to even; NaN stays NaN
+  std::uint32_t u;
+  std::memcpy(&u, &x, 4);
+  y.bits = static_cast<std::uint16_t>(x != x ? 0x7FC0 : (u + 0x7FFF + (u >> 16 & 1)) >> 16);
+}
+
+}  // namespace

@@ -1,0 +1,5 @@
+#pragma once
+#include "pysora/noise.h"
+#include "pysora/patch_embed.h"
+#include "pysora/sampler_step.h"
+#include "pysora/spacetime_attention.h"

@@ -1,0 +1,64 @@
+from collections.abc import Sequence
+
+from torch import Tensor
+
+SAMPLER_MAX_OUTS: int
+SAMPLER_MAX_INPUTS: int
+
+class Raw:
+    """Memory described by hand: `dtype` is float32, bfloat16 or int32, `device` is cpu, strides count elements."""
+
+    def __init__(
+        self, pointer: int, dtype: str, shape: Sequence[int], strides: Sequence[int], device: str
+    ) -> None: ...
+
+def cpu_isa() -> str:
+    """Return the instruction set whose kernels run: the best of `cpu_isas`, or what PYSORA_CPU_ISA names."""
+
+def cpu_isas() -> list[str]:
+    """Return the instruction sets that this processor runs, best first."""
+
+def use_cpu_isa(isa: str) -> None:
+    """Run the kernels of one instruction set from now on. ValueError where this processor lacks it."""
+
+def build_info() -> dict[str, str]:
+    """Return version, compiler, cuda_compiler (empty where none was found) and threads (OpenMP or own pool)."""
+
+def noise(out: Tensor | Raw, seed: int, sample: int, origin: Sequence[int], threads: int) -> None: ...
+def patch_embed_workspace(D: int, depth: int, threads: int) -> int:
+    """Return the fp32 values of workspace that `patch_embed` needs; depth is C*pt*ph*pw."""
+
+def patch_embed(
+    video: Tensor | Raw,
+    weight: Tensor | Raw,
+    bias: Tensor | Raw | None,
+    out: Tensor | Raw,
+    workspace: Tensor | Raw,
+    threads: int,
+) -> None: ...
+def sampler_step(
+    sample: Tensor | Raw,
+    prediction: Tensor | Raw,
+    prediction_uncond: Tensor | Raw | None,
+    others: Sequence[Tensor | Raw],
+    coefficients: Sequence[Sequence[float]],
+    guidance: float,
+    outs: Sequence[Tensor | Raw],
+    threads: int,
+) -> None: ...
+def spacetime_attention_workspace(pairs: int, longest_k: int, K: int, threads: int) -> int:
+    """Return the fp32 values of workspace for so many (sample, head) pairs and so many keys at most."""
+
+def spacetime_attention(
+    q: Tensor | Raw,
+    k: Tensor | Raw,
+    v: Tensor | Raw,
+    scale: float,
+    key_bias: Tensor | Raw | None,
+    q_offsets: Tensor | Raw | None,
+    k_offsets: Tensor | Raw | None,
+    out: Tensor | Raw,
+    lse: Tensor | Raw | None,
+    workspace: Tensor | Raw,
+    threads: int,
+) -> None: ...

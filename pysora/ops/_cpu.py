@@ -1,0 +1,71 @@
+"""What the native CPU backend of every op shares: finding the extension, and the reasons for which it refuses."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+
+
+@functools.cache
+def _extension() -> tuple[Any, str | None]:
+    if importlib.util.find_spec("pysora._C") is None:
+        return None, "the compiled extension is not built"
+    try:
+        return importlib.import_module("pysora._C"), None
+    except ImportError as error:
+        return None, f"the compiled extension does not load: {error}"
+
+
+def unavailable() -> str | None:
+    """Return why this installation has no native CPU kernels, or None."""
+    return _extension()[1]
+
+
+def native() -> Any:
+    """Return the extension module `pysora._C`, which `unavailable` has found."""
+    return _extension()[0]
+
+
+def threads() -> int:
+    """Return how many threads a kernel may use: torch's own number."""
+    return torch.get_num_threads()
+
+
+def refuses(dtypes: tuple[torch.dtype, ...], **tensors: Tensor | None) -> str | None:
+    """Return why the extension cannot borrow these tensors, or None: it takes plain CPU tensors of `dtypes`."""
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if type(tensor) not in (Tensor, torch.nn.Parameter):
+            return f"{name} is a {type(tensor).__name__}, not a plain tensor"
+        if tensor.device.type != "cpu":
+            return f"{name} is on {tensor.device}"
+        if tensor.dtype not in dtypes:
+            return f"{name} is {tensor.dtype}"
+        if tensor.is_neg() or tensor.is_conj():
+            return f"{name} is a lazily negated view"
+    return None
+
+
+def has_exchange_table() -> bool:
+    """Return whether this torch lets native code read a tensor through DLPack's exchange table."""
+    return hasattr(Tensor, "__dlpack_c_exchange_api__")
+
+
+def borrow(tensor: Tensor | None) -> Any:
+    """Return what the extension takes for a tensor: itself, or its parts where this torch has no exchange table."""
+    if tensor is None or has_exchange_table():
+        return tensor
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return native().Raw(tensor.data_ptr(), dtype, list(tensor.shape), list(tensor.stride()), str(tensor.device))
+
+
+def workspace(floats: int) -> Tensor:
+    """Return fp32 scratch memory."""
+    return torch.empty(floats, dtype=torch.float32)

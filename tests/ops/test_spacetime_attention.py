@@ -1,0 +1,123 @@
+"""`spacetime_attention` against softmax written out, sample by sample."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from close import check, strided, transposed
+from torch import Tensor
+
+from pysora import ops
+
+OP = "spacetime_attention"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SHAPES = {  # B, Lq, Lk, N, K
+    "head 32": (2, 80, 80, 2, 32),
+    "head 64": (1, 100, 130, 2, 64),
+    "head 128": (1, 97, 64, 1, 128),
+    "odd": (2, 13, 71, 3, 20),
+    "odd head": (1, 5, 9, 2, 67),
+    "few keys": (1, 40, 3, 2, 32),
+    "one": (1, 1, 1, 1, 1),
+}
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, key_bias: Tensor | None = None) -> Tensor:
+    scores = torch.einsum("blnk,bmnk->bnlm", q, k) * (q.shape[3] ** -0.5 if scale is None else scale)
+    scores = scores if key_bias is None else scores + key_bias[:, None, None].to(scores.dtype)
+    return torch.einsum("bnlm,bmnk->blnk", scores.softmax(-1), v)
+
+
+def plain_lse(q: Tensor, k: Tensor, key_bias: Tensor | None = None) -> Tensor:
+    wide = (q, k) if q.dtype == torch.float64 else (q.float(), k.float())
+    scores = torch.einsum("blnk,bmnk->bnlm", *wide) * q.shape[3] ** -0.5
+    return (scores if key_bias is None else scores + key_bias[:, None, None]).logsumexp(-1)
+
+
+def inputs(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+    B, Lq, Lk, N, K = shape
+    return [torch.randn(B, L, N, K).to(dtype) for L in (Lq, Lk, Lk)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_accuracy(runner, shape, dtype):
+    args = inputs(shape, dtype)
+    check(runner(ops.spacetime_attention, *args), plain, args)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_scale_bias_and_logarithm(runner, dtype):
+    q, k, v = inputs(SHAPES["odd"], dtype)
+    bias = torch.randn(2, 71) * 3
+    out, lse = runner(ops.spacetime_attention, q, k, v, key_bias=bias, return_lse=True)
+    check(out, plain, (q, k, v), key_bias=bias)
+    check(lse, plain_lse, (q, k, bias))
+    check(runner(ops.spacetime_attention, q, k, v, 0.4), plain, (q, k, v, 0.4))
+
+
+def test_large_scores_do_not_overflow(runner):
+    q, k, v = (t * 40 for t in inputs(SHAPES["head 64"], torch.float32))
+    check(runner(ops.spacetime_attention, q, k, v), plain, (q, k, v))
+
+
+def test_bias_counts_equal_keys(runner):
+    """The text padding trick: n equal keys are one key with the bias log(n)."""
+    q, k, v = inputs((1, 9, 5, 2, 32), torch.float32)
+    many = [torch.cat([t, t[:, -1:].expand(-1, 20, -1, -1)], 1) for t in (k, v)]
+    bias = torch.zeros(1, 5)
+    bias[:, -1] = math.log(21)
+    torch.testing.assert_close(
+        runner(ops.spacetime_attention, q, k, v, key_bias=bias), runner(ops.spacetime_attention, q, *many)
+    )
+
+
+def test_hidden_keys(runner):
+    q, k, v = inputs((1, 9, 70, 2, 32), torch.float32)
+    bias = torch.zeros(1, 70)
+    bias[:, 11:] = -math.inf
+    k[:, 11:], v[:, 11:] = 1e4, 1e4
+    check(runner(ops.spacetime_attention, q, k, v, key_bias=bias), plain, (q, k[:, :11], v[:, :11]))
+    out, lse = runner(ops.spacetime_attention, q, k, v, key_bias=torch.full_like(bias, -math.inf), return_lse=True)
+    assert torch.equal(out, torch.zeros_like(q)) and (lse == -math.inf).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_packed_samples(runner, dtype):
+    q_ends, k_ends = [0, 5, 5, 105, 110], [0, 70, 73, 73, 80]  # a sample without queries and one without keys
+    q, k, v = (torch.randn(1, L, 2, 32).to(dtype) for L in (110, 80, 80))
+    offsets = [torch.tensor(e, dtype=torch.int32) for e in (q_ends, k_ends)]
+    out, lse = runner(ops.spacetime_attention, q, k, v, None, None, *offsets, return_lse=True)
+    for s in (0, 3):
+        mine, theirs = slice(q_ends[s], q_ends[s + 1]), slice(k_ends[s], k_ends[s + 1])
+        check(out[:, mine], plain, (q[:, mine], k[:, theirs], v[:, theirs]))
+        check(lse[:, :, mine], plain_lse, (q[:, mine], k[:, theirs]))
+    assert torch.equal(out[:, 5:105], torch.zeros_like(q[:, 5:105])) and (lse[:, :, 5:105] == -math.inf).all()
+
+
+@pytest.mark.parametrize("layout", [strided, transposed])
+def test_strides(runner, layout):
+    args = inputs((2, 7, 20, 3, 16), torch.float32)
+    views = [layout(t) for t in args]
+    torch.testing.assert_close(runner(ops.spacetime_attention, *views), runner(ops.spacetime_attention, *args))
+
+
+def test_nan_is_not_hidden(runner):
+    q, k, v = inputs((1, 4, 70, 1, 16), torch.float32)
+    k[:, 66] = math.nan
+    assert runner(ops.spacetime_attention, q, k, v).isnan().all()
+
+
+def test_rejects_offsets_that_do_not_end_at_the_end(runner):
+    q = torch.zeros(1, 6, 1, 8)
+    short = torch.tensor([0, 4], dtype=torch.int32)
+    with pytest.raises(ValueError, match="offsets from 0 to 6"):
+        runner(ops.spacetime_attention, q, q, q, q_offsets=short, k_offsets=short)
+
+
+def test_rejects_other_dtypes(runner):
+    q, k, v = inputs(SHAPES["odd"], torch.float32)
+    with pytest.raises((ValueError, NotImplementedError), match=r"k is torch\.bfloat16|one dtype"):
+        runner(ops.spacetime_attention, q, k.bfloat16(), v)

@@ -1,0 +1,127 @@
+"""The compiled extension: what is in it, how its instruction set is chosen, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pysora import _C, ops
+
+BINARY = Path(_C.__file__)
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter that finds the same pysora."""
+    package = str(BINARY.parent.parent)
+    env = {**os.environ, **environment, "PYTHONPATH": package, "OMP_NUM_THREADS": "2"}
+    return subprocess.run([sys.executable, "-P", "-c", code], env=env, capture_output=True, text=True)
+
+
+def dynamic_symbols() -> list[str]:
+    """Return the names in the dynamic string table: what the binary takes from elsewhere, and what it offers."""
+    listing = subprocess.run(["nm", "-D", str(BINARY)], capture_output=True, text=True, check=True).stdout
+    return listing.splitlines()
+
+
+def test_no_symbol_of_torch():
+    names = dynamic_symbols()
+    assert names, "nm saw nothing"
+    assert not [n for n in names if any(word in n for word in ("torch", "c10", "N2at", "libtorch"))]
+    assert b"libtorch" not in BINARY.read_bytes() and b"libc10" not in BINARY.read_bytes()
+
+
+def test_instruction_sets_share_no_functions():
+    """Two weak definitions of one name would be merged, and the baseline could run an AVX-512 body."""
+    listing = subprocess.run(["nm", "-C", str(BINARY)], capture_output=True, text=True, check=True).stdout
+    kernels = [line for line in listing.splitlines() if "pysora::" in line or "(anonymous namespace)" in line]
+    isas = {isa for isa in ("baseline", "avx2", "avx512", "avx512_bf16") if f"pysora::{isa}::" in listing}
+    assert {"baseline"} <= isas
+    weak = [line for line in kernels if line.split()[1] in "wWvVu" and any(f"::{isa}::" in line for isa in isas)]
+    assert not weak
+    for name in ("multiply", "tile", "exp2_of_nonpositive", "parallel_for"):
+        assert not [line for line in listing.splitlines() if f"{name}<" in line and line.split()[1] in "wWvVu"]
+
+
+@pytest.mark.parametrize("isa", _C.cpu_isas())
+def test_the_environment_picks_the_instruction_set(isa):
+    done = python("from pysora import _C; print(_C.cpu_isa())", PYSORA_CPU_ISA=isa)
+    assert done.stdout.strip() == isa, done.stderr
+
+
+def test_an_unknown_instruction_set_is_an_error():
+    done = python("from pysora import _C; _C.cpu_isa()", PYSORA_CPU_ISA="mmx")
+    assert done.returncode != 0 and "PYSORA_CPU_ISA: this processor runs" in done.stderr
+    with pytest.raises(ValueError, match=r"isa: this processor runs .*baseline, got mmx"):
+        _C.use_cpu_isa("mmx")
+
+
+def test_build_info():
+    import pysora
+
+    info = _C.build_info()
+    assert info["version"] == pysora.__version__
+    assert info["compiler"] and info["cuda_compiler"] is not None
+    assert info["threads"] in ("OpenMP", "own pool")
+
+
+def test_threads_agree_without_an_openmp_runtime():
+    """numpy alone is imported: the extension's own threads run, give the same bits, and survive a fork."""
+    code = """
+import os, numpy as np
+from pysora import _C
+def draw(threads):
+    out = np.full((5, 2, 64, 33), np.nan, np.float32)
+    strides = [s // 4 for s in out.strides]
+    _C.noise(_C.Raw(out.ctypes.data, 'float32', out.shape, strides, 'cpu'), 3, 0, [0, 0, 0], threads)
+    return out
+assert _C.build_info()['threads'] == 'own pool', _C.build_info()
+assert all(np.array_equal(draw(3), draw(1)) for _ in range(50))
+pid = os.fork()
+if pid == 0:
+    os._exit(0 if np.array_equal(draw(3), draw(1)) else 1)
+assert os.waitpid(pid, 0)[1] == 0
+print('same')
+"""
+    done = python(code)
+    assert done.stdout.strip() == "same", done.stderr
+
+
+def test_raw_memory_gives_the_same_result():
+    q = torch.randn(1, 9, 2, 16)
+    out, scratch = torch.full_like(q, torch.nan), torch.empty(_C.spacetime_attention_workspace(2, 9, 16, 1))
+    raw = [_C.Raw(t.data_ptr(), "float32", t.shape, t.stride(), "cpu") for t in (q, out, scratch)]
+    _C.spacetime_attention(raw[0], raw[0], raw[0], 0.25, None, None, None, raw[1], None, raw[2], 1)
+    assert torch.equal(out, ops.spacetime_attention(q, q, q, backend="cpu"))
+
+
+def test_a_torch_without_the_exchange_table_still_works(monkeypatch):
+    from pysora.ops import _cpu
+
+    video, weight = torch.randn(1, 2, 1, 2, 2), torch.randn(3, 2, 1, 2, 2)
+    expected = ops.patch_embed(video, weight, backend="cpu")
+    monkeypatch.setattr(_cpu, "has_exchange_table", lambda: False)
+    assert torch.equal(ops.patch_embed(video, weight, backend="cpu"), expected)
+
+
+def test_refusals_name_the_argument():
+    out = torch.empty(1, 1, 2, 2)
+    for wrong, error, message in (
+        (out.double(), ValueError, "out: need float32 or bfloat16, got float64"),
+        (out.bfloat16(), ValueError, "out: need float32, got bfloat16"),
+        (out[0], ValueError, "out: need 4 dimensions, got 3"),
+        (out.transpose(2, 3)[:, :, :, :1].expand(1, 1, 2, 2), ValueError, "out: need a contiguous tensor, got strides"),
+        (out.to("meta"), ValueError, "out: need a tensor whose memory torch lends"),
+        ([1.0], TypeError, "out: need a torch.Tensor, got <class 'list'>"),
+    ):
+        with pytest.raises(error, match=message):
+            _C.noise(wrong, 0, 0, [0, 0, 0], 1)
+    with pytest.raises(ValueError, match="threads: need at least 1, got 0"):
+        _C.noise(out, 0, 0, [0, 0, 0], 0)
+    q = torch.zeros(1, 4, 1, 8)
+    with pytest.raises(ValueError, match="workspace: need room for one sample and head"):
+        _C.spacetime_attention(q, q, q, 1.0, None, None, None, q.clone(), None, torch.empty(3), 1)
