@@ -12,7 +12,6 @@ from torch import Tensor
 
 from pysora.checkpoint import CheckpointError, load_module, save_module
 from pysora.models.dit import DiT, DiTConfig
-from pysora.models.positions import rope_tables
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -223,12 +222,22 @@ def test_half_precision_model_keeps_the_small_modules_in_fp32(tmp_path: Path) ->
 
 
 def test_tables_made_for_inference_serve_training() -> None:
-    rope_tables.cache_clear()
     dit = DiT(DiTConfig(**FAMILIES["wan2.1"]))
-    latents, timestep, rows = inputs("wan2.1", (1, 4, 4))
+    # A grid that no other test has, so that its tables are made under inference_mode.
+    latents, timestep, rows = inputs("wan2.1", (1, 22, 4))
     with torch.inference_mode():
         dit(latents, timestep, dit.encode_text(rows, [4, 9]))
     dit(latents, timestep, dit.encode_text(rows, [4, 9])).sum().backward()
+
+
+def test_compiles_to_one_graph() -> None:
+    torch.manual_seed(9)
+    dit = DiT(DiTConfig(**FAMILIES["wan2.1"]))
+    latents, timestep, rows = inputs("wan2.1", (2, 4, 6))
+    with torch.no_grad():
+        context = dit.encode_text(rows, [4, 9])
+        compiled = torch.compile(dit, backend="aot_eager", fullgraph=True)
+        assert relative(compiled(latents, timestep, context), dit(latents, timestep, context)) <= 1e-6
 
 
 @pytest.mark.parametrize(

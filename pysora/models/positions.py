@@ -22,20 +22,30 @@ def sinusoid(timesteps: Tensor, width: int) -> Tensor:
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
 
 
-@functools.lru_cache(maxsize=4)
 def rope_tables(grid: tuple[int, int, int], head: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(cos, sin) fp32 [L, K/2] of 3D rotary positions; of the K channels, h and w get 2*(K//6) each and t the rest.
 
     Angles in float64, theta 1e4. Source: "RoFormer" (arXiv 2104.09864), one axis after the other.
     """
-    spatial = 2 * (head // 6)
+    if torch.compiler.is_compiling():
+        return _tables(grid, head, device)
+    return _kept_tables(grid, head, device)
+
+
+@functools.lru_cache(maxsize=4)
+def _kept_tables(grid: tuple[int, int, int], head: int, device: torch.device) -> tuple[Tensor, Tensor]:
     # A table made under inference_mode could not be saved for a backward pass later.
     with torch.inference_mode(False), torch.no_grad():
-        angles = []
-        for axis, (size, width) in enumerate(zip(grid, (head - 2 * spatial, spatial, spatial), strict=True)):
-            frequency = 1.0 / 10000.0 ** (torch.arange(0, width, 2, dtype=torch.float64) / width)
-            angle = torch.outer(torch.arange(size, dtype=torch.float64), frequency)
-            shape = [size if a == axis else 1 for a in range(3)]
-            angles.append(angle.view(*shape, -1).expand(*grid, -1))
-        table = torch.cat(angles, dim=-1).flatten(0, 2)
-        return table.cos().float().to(device), table.sin().float().to(device)
+        return _tables(grid, head, device)
+
+
+def _tables(grid: tuple[int, int, int], head: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    spatial = 2 * (head // 6)
+    angles = []
+    for axis, (size, width) in enumerate(zip(grid, (head - 2 * spatial, spatial, spatial), strict=True)):
+        frequency = 1.0 / 10000.0 ** (torch.arange(0, width, 2, dtype=torch.float64) / width)
+        angle = torch.outer(torch.arange(size, dtype=torch.float64), frequency)
+        shape = [size if a == axis else 1 for a in range(3)]
+        angles.append(angle.view(*shape, -1).expand(*grid, -1))
+    table = torch.cat(angles, dim=-1).flatten(0, 2)
+    return table.cos().float().to(device), table.sin().float().to(device)
