@@ -19,7 +19,6 @@ from pysora.models.dit import DiTConfig
 from pysora.models.vae import VAEConfig
 
 FP32 = 4
-LIVE_IN_DECODER = 9
 
 
 def denoising(config: DiTConfig, batch: int, grid: tuple[int, int, int], text_rows: int, itemsize: int) -> int:
@@ -28,9 +27,10 @@ def denoising(config: DiTConfig, batch: int, grid: tuple[int, int, int], text_ro
     grid: tokens (t, h, w). text_rows: keys of the cross-attention. itemsize: bytes of the model's dtype.
     """
     L, D, N = math.prod(grid), config.width, config.num_attention_heads
-    # Residual, normed input, q, k, v, output; fp32 copies while q and k are normed and rotated.
-    attention = 8 * D * itemsize + 5 * D * FP32
-    feed_forward = 2 * D * itemsize + 2 * D * FP32 + 3 * config.ffn_dim * itemsize
+    # Residual, normed input, q, k, v; fp32 copies while q and k are normed and rotated.
+    attention = D * (5 * itemsize + 3 * FP32)
+    # Residual, input and output; the hidden layer before and after its activation.
+    feed_forward = D * (3 * itemsize + FP32) + 2 * config.ffn_dim * itemsize
     # The plain-torch attention writes out the scores against the text.
     scores = 3 * N * text_rows * FP32 if ops.explain("spacetime_attention").backend == "reference" else 0
     text = 4 * config.num_layers * text_rows * D * itemsize
@@ -56,7 +56,9 @@ def decoding(config: VAEConfig, frames: int, height: int, width: int, itemsize: 
             pixels *= 4
             f *= 2 if temporal[i] and several else 1
             largest = max(largest, outer * f * pixels)
-    return (LIVE_IN_DECODER * largest + caches) * itemsize
+    # Of the largest level: tensors in the model's dtype, and fp32 copies while they are normed and scaled.
+    live = 4 * itemsize + 5 * FP32 if config.is_residual else 3 * itemsize + 3 * FP32
+    return live * largest + caches * FP32
 
 
 def available(device: torch.device) -> int:

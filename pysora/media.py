@@ -18,12 +18,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, PngImagePlugin
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Frames = npt.NDArray[np.uint8]
 SUFFIXES = (".mp4", ".webm", ".gif", ".png")

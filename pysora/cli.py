@@ -1,0 +1,254 @@
+"""The command line: generate, info, bench, eval, train.
+
+Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from pysora.media import Video
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    help="Text to video with a diffusion transformer over spacetime patches.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+stderr = Console(stderr=True, highlight=False)
+
+
+@app.command()
+def generate(
+    prompts: Annotated[
+        list[str], typer.Argument(metavar="PROMPT...", help="What the video shows; several make a batch.")
+    ],
+    output: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--output", "-o", help="File to write: .mp4, .webm, .gif or .png (contact sheet); may be repeated."
+        ),
+    ] = None,
+    model: Annotated[Path | None, typer.Option(help="Checkpoint folder.", show_default="the embedded model")] = None,
+    size: Annotated[str | None, typer.Option(help="Width x height in pixels, any.", metavar="WxH")] = None,
+    frames: Annotated[int | None, typer.Option(help="Number of frames; 1 is an image.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames per second.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps, 1 to 1000.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="How strictly the prompt is followed; 1 is off.")] = None,
+    shift: Annotated[float | None, typer.Option(help="Above 1: more of the steps at much noise.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What the video should not show.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides the video.", show_default="random")] = None,
+    n: Annotated[int, typer.Option("-n", help="Videos per prompt.")] = 1,
+    sampler: Annotated[str | None, typer.Option(help="euler, unipc or dpm++.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+    memory: Annotated[str | None, typer.Option(help="Bound above the model, such as 4GB.")] = None,
+) -> None:
+    """Make a video for each prompt.
+
+    [bold]Examples[/bold]
+
+    pysora generate "a dog runs in the snow" -o dog.mp4 -o dog.gif --seed 1
+
+    pysora generate "一只猫坐在窗台上看日落" --size 192x96 --frames 33 -o cat.mp4
+
+    pysora generate "a red ball bounces on grass" --frames 1 -o ball.png
+
+    pysora generate "a car" --model ./Wan2.1-T2V-1.3B-Diffusers --dtype bf16 --memory 8GB -o car.mp4
+    """
+    with _reported():
+        from pysora.media import check_output
+
+        names = output or [Path(_slug(prompts[0]) + (".png" if frames == 1 else ".mp4"))]
+        targets = [_numbered(name, i, len(prompts) * n) for i in range(max(1, len(prompts) * n)) for name in names]
+        for target in targets:
+            check_output(target)
+        from pysora.loading import open_model
+
+        logging.getLogger("pysora").addHandler(_Notes())
+        pipeline = open_model(model, dtype, device)
+        with _step_bar("denoising") as on_step:
+            made = pipeline.generate(
+                prompts,
+                negative_prompt=negative_prompt,
+                seed=seed,
+                n=n,
+                sampler=sampler,
+                memory=memory,
+                on_step=on_step,
+                size=size,
+                frames=frames,
+                fps=fps,
+                steps=steps,
+                guidance=guidance,
+                shift=shift,
+            )
+        videos: list[Video] = made if isinstance(made, list) else [made]
+        for i, video in enumerate(videos):
+            for target in targets[i * len(names) : (i + 1) * len(names)]:
+                typer.echo(video.save(target))
+        stderr.print(f"{videos[0]!r}, seed {videos[0].meta['seed']}")
+
+
+@app.command()
+def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show versions, instruction set, devices, and which backend each op takes and why not the others."""
+    with _reported():
+        from pysora import info as facts
+
+        typer.echo(json.dumps(facts.gather(), indent=2) if as_json else facts.text(facts.gather()))
+
+
+@app.command()
+def bench(
+    ops: Annotated[list[str] | None, typer.Argument(metavar="[OP]...", help="Ops to time.", show_default="all")] = None,
+    dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    seconds: Annotated[float, typer.Option(help="Time per op.")] = 2.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Time each op's kernels against plain torch, in alternation, with the error of both against float64.
+
+    [bold]Example[/bold]: pysora bench spacetime_attention --dtype bf16
+    """
+    with _reported():
+        from pysora import bench as benchmark
+
+        rows = benchmark.run(ops or None, dtype, seconds)
+        typer.echo(json.dumps([asdict(row) for row in rows], indent=2) if as_json else benchmark.table(rows))
+
+
+@app.command("eval")
+def evaluate(
+    n: Annotated[int, typer.Option("-n", "--n", help="Prompts with held-out combinations.")] = 200,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance.")] = None,
+    batch: Annotated[int, typer.Option(help="Videos made at a time.")] = 8,
+    model: Annotated[Path | None, typer.Option(help="Checkpoint folder.", show_default="the embedded model")] = None,
+    dtype: Annotated[str | None, typer.Option(help="fp32 or bf16.")] = None,
+    proof_only: Annotated[bool, typer.Option("--proof", help="Only prove the oracle.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Prove the oracle on clips whose truth is known, then score the model on prompts that it never saw.
+
+    Fails where the oracle does not prove itself: its scores would mean nothing.
+    """
+    with _reported():
+        from pysora import evaluation
+
+        with _step_bar("evaluating") as on_step:
+            report = evaluation.run(
+                n=n,
+                model=None if proof_only else (model or "embedded"),
+                steps=steps,
+                guidance=guidance,
+                batch=batch,
+                dtype=dtype,
+                on_clip=on_step,
+            )
+        typer.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if as_json else str(report))
+        if not report.proof.holds:
+            _fail("the oracle does not prove itself, so its scores mean nothing", FAILED)
+
+
+@app.command()
+def train(
+    stage: Annotated[str, typer.Argument(help="vae, text, dit or export, in this order.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run: states, loss curves, weights.")] = Path("runs/embedded"),
+    minutes: Annotated[float, typer.Option(help="Length of the stage over all its segments.")] = 60.0,
+    resume: Annotated[bool, typer.Option(help="Go on from the last state in the folder.")] = False,
+) -> None:
+    """Train the embedded model, one stage after the other; a stage that was stopped goes on with --resume.
+
+    [bold]Example[/bold]: pysora train vae --minutes 60; pysora train text --minutes 10; pysora train dit --minutes 90;
+    pysora train export
+    """
+    with _reported():
+        from pysora import training
+
+        typer.echo(training.run(stage, out, minutes, resume))
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="pysora")
+
+
+class _StepsPerSecond(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.2f} steps/s")
+
+
+class _Notes(logging.Handler):
+    """Shows the package's notes, such as that a size was cropped."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stderr.print(f"note: {record.getMessage()}")
+
+
+@contextlib.contextmanager
+def _step_bar(what: str) -> Iterator[Any]:
+    """A progress bar; yields its callback (done, total, ...)."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _StepsPerSecond(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=stderr) as progress:
+        task = progress.add_task(what, total=None)
+
+        def advance(done: int, total: int, *_: Any) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield advance
+
+
+@contextlib.contextmanager
+def _reported() -> Iterator[None]:
+    """Turn errors into one sentence on stderr and an exit code."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _fail("interrupted", INTERRUPTED)
+    except (ValueError, TypeError) as error:
+        from pysora.checkpoint import CheckpointError
+
+        _fail(str(error), FAILED if isinstance(error, CheckpointError) else BAD_INPUT)
+    except (OSError, ArithmeticError, RuntimeError, MemoryError) as error:
+        _fail(str(error) or type(error).__name__, FAILED)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"pysora: {' '.join(message.split())}", err=True)
+    raise typer.Exit(code)
+
+
+def _slug(prompt: str) -> str:
+    """A file name from a prompt, letters of any script."""
+    return re.sub(r"\W+", "-", prompt).strip("-").lower()[:40] or "video"
+
+
+def _numbered(path: Path, i: int, total: int) -> Path:
+    return path if total <= 1 else path.with_name(f"{path.stem}-{i + 1}{path.suffix}")
+
+
+if __name__ == "__main__":
+    main()
