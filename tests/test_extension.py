@@ -22,29 +22,12 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-P", "-c", code], env=env, capture_output=True, text=True)
 
 
-def dynamic_symbols() -> list[str]:
-    """Return the names in the dynamic string table: what the binary takes from elsewhere, and what it offers."""
-    listing = subprocess.run(["nm", "-D", str(BINARY)], capture_output=True, text=True, check=True).stdout
-    return listing.splitlines()
-
-
 def test_no_symbol_of_torch():
-    names = dynamic_symbols()
-    assert names, "nm saw nothing"
-    assert not [n for n in names if any(word in n for word in ("torch", "c10", "N2at", "libtorch"))]
+    listing = subprocess.run(["nm", "-D", str(BINARY)], capture_output=True, text=True, check=True).stdout
+    names = listing.splitlines()
+    assert any("PyInit__C" in name for name in names)
+    assert not [n for n in names if any(word in n for word in ("torch", "c10", "N2at"))]
     assert b"libtorch" not in BINARY.read_bytes() and b"libc10" not in BINARY.read_bytes()
-
-
-def test_instruction_sets_share_no_functions():
-    """Two weak definitions of one name would be merged, and the baseline could run an AVX-512 body."""
-    listing = subprocess.run(["nm", "-C", str(BINARY)], capture_output=True, text=True, check=True).stdout
-    kernels = [line for line in listing.splitlines() if "pysora::" in line or "(anonymous namespace)" in line]
-    isas = {isa for isa in ("baseline", "avx2", "avx512", "avx512_bf16") if f"pysora::{isa}::" in listing}
-    assert {"baseline"} <= isas
-    weak = [line for line in kernels if line.split()[1] in "wWvVu" and any(f"::{isa}::" in line for isa in isas)]
-    assert not weak
-    for name in ("multiply", "tile", "exp2_of_nonpositive", "parallel_for"):
-        assert not [line for line in listing.splitlines() if f"{name}<" in line and line.split()[1] in "wWvVu"]
 
 
 @pytest.mark.parametrize("isa", _C.cpu_isas())
