@@ -264,13 +264,16 @@ def test_bf16_stays_near_fp32(pipeline: Pipeline, folder: Path) -> None:
 
 def test_generate_offers_what_the_pipeline_takes() -> None:
     taken = inspect.signature(generate).parameters
-    assert list(taken) == ["prompt", "model", "size", "frames", "fps", "steps", "guidance", "shift", "negative_prompt", "seed", "n", "sampler", "dtype", "device", "memory", "latents", "prompt_embeds", "on_step"]
+    assert " ".join(taken) == (
+        "prompt model size frames fps steps guidance shift negative_prompt seed n sampler dtype device memory "
+        "latents prompt_embeds on_step"
+    )
     assert all(p.kind is p.KEYWORD_ONLY for name, p in taken.items() if name != "prompt")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(("heads", "head", "ffn"), [(4, 64, 1024), (2, 128, 256)], ids=["wide-ffn", "narrow-ffn"])
-@pytest.mark.parametrize(("grid", "rows"), [((5, 8, 8), 20), ((3, 16, 16), 64)], ids=["short", "larger"])
+@pytest.mark.parametrize(("grid", "rows"), [((5, 8, 8), 20), ((2, 12, 8), 64)], ids=["few-keys", "more-keys"])
 def test_the_transformers_need_is_known(
     heads: int, head: int, ffn: int, grid: tuple[int, int, int], rows: int, dtype: torch.dtype
 ) -> None:
