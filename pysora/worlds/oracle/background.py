@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pysora.worlds.attributes import SETTINGS
-from pysora.worlds.oracle.regions import Mask, grown, largest, shrunk, smoothed
+from pysora.worlds.oracle.regions import Mask, filled, grown, largest, shrunk, smoothed
 from pysora.worlds.render import empty_place
 
 Pixels = npt.NDArray[np.float32]
 
 #: Examples of each setting that a clip is compared with.
-_EXAMPLES = 64
+_EXAMPLES = 48
 #: Differences between a clip and a setting count at most this much, so that a subject does not decide (8-bit levels).
 _CEILING = 60.0
 #: A clip further from every setting than this (mean difference) shows none of them.
@@ -28,6 +28,8 @@ _CONTRAST = 16.0
 _SMALLEST = 0.02
 #: Edges of the setting may lie this many pixels from where its example has them.
 _SLACK = 2
+#: Gaps in a subject's outline are at most twice this many pixels wide.
+_GAP = 2
 #: What is no thicker than twice this many pixels is no part of a subject.
 _THIN = 1
 
@@ -64,7 +66,10 @@ def segment(frames: Pixels, background: Pixels, ground: float) -> Subject:
     masks = np.maximum(low - smooth, smooth - high).max(-1) > _CONTRAST
     masks &= ~_shadows(smooth, background, ground, short)
     masks[:, min(round(ground), masks.shape[1]) :] = False
-    masks = np.stack([largest(mask) for mask in shrunk(grown(masks, 1), 1)])
+    # A white subject on snow is an outline with gaps: what it would enclose with them closed belongs to it.
+    closed = shrunk(grown(masks, _GAP), _GAP)
+    enclosed = np.stack([filled(mask) for mask in closed]) & ~closed
+    masks = np.stack([filled(largest(mask)) for mask in shrunk(grown(masks, 1), 1) | grown(enclosed, _GAP)])
     masks = np.stack([largest(mask) for mask in grown(shrunk(masks, _THIN), _THIN) & masks])
     found = masks.sum((1, 2)) > _SMALLEST * short * short
     boxes = np.full((len(frames), 4), np.nan)

@@ -71,11 +71,26 @@ def components(mask: Mask) -> tuple[npt.NDArray[np.int64], int]:
 
 
 def largest(mask: Mask) -> Mask:
-    """The largest connected region of [H,W] with its holes filled; empty where `mask` is."""
-    labels, count = components(mask)
-    if not count:
-        return mask
-    region = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
-    outside, _ = components(np.pad(~region, 1, constant_values=True))
-    filled: Mask = (outside != outside[0, 0])[1:-1, 1:-1]
-    return filled
+    """The largest connected region of [H,W]; empty where `mask` is."""
+    region = np.zeros_like(mask)
+    if mask.any():
+        window = _extent(mask)
+        labels, _ = components(mask[window])
+        region[window] = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
+    return region
+
+
+def filled(mask: Mask) -> Mask:
+    """[H,W] with everything that its true pixels enclose."""
+    enclosed = np.zeros_like(mask)
+    if mask.any():
+        window = _extent(mask)
+        outside, _ = components(np.pad(~mask[window], 1, constant_values=True))
+        enclosed[window] = (outside != outside[0, 0])[1:-1, 1:-1]
+    return enclosed
+
+
+def _extent(mask: Mask) -> tuple[slice, slice]:
+    """Rows and columns from the first to the last true pixel of [H,W]."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)

@@ -75,7 +75,8 @@ def _lives(frames: Pixels, masks: Mask) -> bool:
         return np.asarray(cut.reshape(*shape, *cut.shape[3:]).mean((2, 4)), np.float32)
 
     change = coarse(frames).std(0).mean(-1)
-    near = coarse(grown(masks.any(0)[None], 2).astype(np.float32))[0] > 0.5
+    visited = grown(np.asarray(masks.any(0))[None], 2)
+    near = np.asarray(coarse(visited.astype(np.float32))[0] > 0.5)
     if near.all():
         return False
     calm = float(np.median(change[~near]))
