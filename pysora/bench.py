@@ -98,9 +98,8 @@ def table(rows: Sequence[Row]) -> str:
     """The rows for a reader."""
     lines = [f"{'op':20} {'case':36} {'backend':9} {'ms':>9} {'torch ms':>9} {'ratio':>6} {'error':>8} {'torch':>8}"]
     for r in rows:
-        numbers = (
-            f"{r.milliseconds:9.3f} {r.torch_milliseconds:9.3f} {r.ratio:5.2f}x {r.error:8.1e} {r.torch_error:8.1e}"
-        )
+        ratio = "     -" if r.ratio is None else f"{r.ratio:5.2f}x"
+        numbers = f"{r.milliseconds:9.3f} {r.torch_milliseconds:9.3f} {ratio} {r.error:8.1e} {r.torch_error:8.1e}"
         lines.append(f"{r.op:20} {r.case:36} {r.backend:9} {numbers}")
     return "\n".join(lines)
 
