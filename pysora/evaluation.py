@@ -14,6 +14,8 @@ from pysora.worlds.evaluate import Accuracy, Proof, held_out_prompts, prove, sco
 from pysora.worlds.oracle import Judgement, judge
 
 PROOF_CLIPS = 200
+# The oracle's own proof is on clips of this form, whatever the checkpoint prefers.
+FORM: dict[str, Any] = {"size": (128, 128), "frames": 17, "fps": 8}
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def run(
     """Prove the oracle, then score `model` on `n` held-out prompts, English and Chinese in turn.
 
     model: a pipeline, a checkpoint folder, "embedded", or None for the proof alone. batch: videos made at a time.
-    on_clip: called as (clips judged, n). Prompt i is made with seed i. Raises ValueError for n or batch below 1.
+    on_clip: called as (clips judged, n). A batch that begins with prompt i is made with seed i. Raises ValueError for n or batch below 1.
     """
     if n < 1 or batch < 1:
         raise ValueError(f"n and batch must be at least 1, got {n} and {batch}")
@@ -62,7 +64,7 @@ def run(
     judged: list[tuple[Judgement, Attributes, bool]] = []
     for start in range(0, n, batch):
         part = asked[start : start + batch]
-        videos = pipeline.generate([prompt for prompt, _ in part], seed=start, steps=steps, guidance=guidance)
+        videos = pipeline.generate([prompt for prompt, _ in part], seed=start, steps=steps, guidance=guidance, **FORM)
         assert isinstance(videos, list)
         for video, (prompt, attributes) in zip(videos, part, strict=True):
             judged.append((judge(video.frames), attributes, prompt.isascii()))
