@@ -52,7 +52,8 @@ def run(
     """Prove the oracle, then score `model` on `n` held-out prompts, English and Chinese in turn.
 
     model: a pipeline, a checkpoint folder, "embedded", or None for the proof alone. batch: videos made at a time.
-    on_clip: called as (clips judged, n). A batch that begins with prompt i is made with seed i. Raises ValueError for n or batch below 1.
+    on_clip: called as (clips judged, n). A batch that begins with prompt i is made with seed i.
+    Raises ValueError for n or batch below 1.
     """
     if n < 1 or batch < 1:
         raise ValueError(f"n and batch must be at least 1, got {n} and {batch}")
