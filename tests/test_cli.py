@@ -89,7 +89,7 @@ def test_the_prompt_names_the_file(model: str, tmp_path: Path, monkeypatch: pyte
         (["a", "-o", "clip.avi"], 2, "the output must end in"),
         (["a", "-o", "missing/clip.mp4"], 2, "does not exist"),
         (["a", "-o", "x" * 300 + ".mp4"], 1, "cannot be written"),
-        (["a", "--steps", "many"], 2, "is not a valid"),
+        (["a", "--steps", "many"], 2, "--steps"),
         ([], 2, "Missing argument"),
     ],
     ids=lambda value: " ".join(value)[:24] if isinstance(value, list) else None,
@@ -124,17 +124,16 @@ def test_ctrl_c_ends_cleanly(model: str, tmp_path: Path) -> None:
     command = [sys.executable, "-P"] if sys.version_info >= (3, 11) else [sys.executable]
     command += ["-m", "pysora.cli", "generate", "a", "--model", model, "--size", "64x64", "--frames", "17"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TTY_COMPATIBLE": "1", "FORCE_COLOR": "1"}
-    process = subprocess.Popen(
-        [*command, "--steps", "1000", "-o", str(tmp_path / "clip.mp4")], stderr=subprocess.PIPE, env=environment
-    )
-    assert process.stderr is not None
-    seen, deadline = b"", time.monotonic() + 120
-    while b"/1000" not in seen and time.monotonic() < deadline:
-        seen += os.read(process.stderr.fileno(), 4096)
-    process.send_signal(signal.SIGINT)
-    rest = process.stderr.read()
-    assert process.wait(60) == 130
-    assert rest.decode().splitlines()[-1] == "pysora: interrupted"
+    command += ["--steps", "1000", "-o", str(tmp_path / "clip.mp4")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stderr is not None
+        seen, deadline = b"", time.monotonic() + 120
+        while b"/1000" not in seen and time.monotonic() < deadline:
+            seen += os.read(process.stderr.fileno(), 4096)
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(60) == 130
+    assert rest.decode().splitlines()[-1].endswith("pysora: interrupted")
     assert b"Traceback" not in seen + rest
     assert not list(tmp_path.iterdir())
 
@@ -188,9 +187,9 @@ def test_bench_refuses(arguments: list[str]) -> None:
 
 def test_eval_scores_both_languages(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "PROOF_CLIPS", 2)
-    result = run("eval", "-n", 3, "--batch", 2, "--steps", 1, "--model", model, "--json")
+    result = run("eval", "-n", 2, "--batch", 1, "--steps", 1, "--model", model, "--json")
     report = json.loads(result.stdout)
-    assert (report["accuracy"]["clips"], report["english"]["clips"], report["chinese"]["clips"]) == (3, 2, 1)
+    assert (report["accuracy"]["clips"], report["english"]["clips"], report["chinese"]["clips"]) == (2, 1, 1)
     # What random weights make is none of the world.
     assert report["accuracy"]["all_four"] == 0.0
     assert result.exit_code == (0 if report["proof_holds"] else 1)
