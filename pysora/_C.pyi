@@ -8,9 +8,7 @@ SAMPLER_MAX_INPUTS: int
 class Raw:
     """Memory described by hand: `dtype` is float32, bfloat16 or int32, `device` is cpu, strides count elements."""
 
-    def __init__(
-        self, pointer: int, dtype: str, shape: Sequence[int], strides: Sequence[int], device: str
-    ) -> None: ...
+    def __init__(self, pointer: int, dtype: str, shape: Sequence[int], strides: Sequence[int], device: str) -> None: ...
 
 def cpu_isa() -> str:
     """Return the instruction set whose kernels run: the best of `cpu_isas`, or what PYSORA_CPU_ISA names."""
