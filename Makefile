@@ -2,6 +2,7 @@
 PYTHON ?= python3
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONNOUSERSITE := 1
+unexport PYTHONPATH
 
 STATE := .make
 DEMO := $(STATE)/demo/bin
@@ -34,16 +35,16 @@ demo: $(STATE)/demo/installed
 	@echo "contact sheet  $(CURDIR)/$(OUT)/cat.png  $(CURDIR)/$(OUT)/dog.png"
 	@echo 'your turn:     $(DEMO)/pysora generate "a red ball bounces on grass" -o $(OUT)/ball.mp4'
 
-# -P and importlib: the tests must see the installed wheel, never the sources beside them.
+# The script, not `python -m`, and importlib: the tests must see the installed wheel, never the sources beside them.
 test: check
-	$(TEST)/python -P -m pytest --import-mode=importlib tests
-	$(if $(wildcard benchmarks),$(TEST)/python -P -m pytest --import-mode=importlib --benchmark-disable benchmarks)
+	$(TEST)/pytest --import-mode=importlib tests
+	$(if $(wildcard benchmarks),$(TEST)/pytest --import-mode=importlib --benchmark-disable benchmarks)
 
 check: $(STATE)/test/installed
 	$(TEST)/ruff check .
 	$(TEST)/ruff format --check .
 	$(TEST)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h')
-	$(TEST)/python -P -m mypy -p pysora
+	$(TEST)/mypy -p pysora
 
 bench: $(STATE)/demo/installed
 	$(DEMO)/pysora bench

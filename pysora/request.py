@@ -17,6 +17,9 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "
 # Far beyond any machine: larger numbers are typing errors, and would only slow down the arithmetic.
 LARGEST = 1 << 20
 
+# The arguments of `generate` that a request is made of, beside the prompt.
+OPTIONS = frozenset(("size", "frames", "fps", "steps", "guidance", "shift", "negative_prompt", "seed", "n", "sampler"))
+
 Size = str | tuple[int, int]
 
 
@@ -138,6 +141,8 @@ def check_request(
     embedded: the number of prompts that were given as embeddings.
     Raises ValueError or TypeError that name the argument, what was needed and what was seen.
     """
+    if unknown := sorted(options.keys() - OPTIONS):
+        raise TypeError(f"generate() has no argument {', '.join(unknown)}")
     n = _whole("n", _given(options, "n", 1), 4096)
     prompts = _prompts(prompt, embedded)
     count = len(prompts) if prompts is not None else embedded or 0

@@ -207,3 +207,14 @@ def test_train_refuses_an_unknown_stage(tmp_path: Path) -> None:
     result = run("train", "everything", "--out", tmp_path / "run")
     assert result.exit_code == 2
     assert "stage must be one of" in result.stderr
+
+
+def test_importing_the_package_is_cheap() -> None:
+    code = "import sys, pysora; sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'transformers')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_public_name_resolves() -> None:
+    assert all(getattr(pysora, name) is not None for name in pysora.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'sora'"):
+        _ = pysora.sora

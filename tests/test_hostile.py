@@ -67,6 +67,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"guidance": "high"}, TypeError, "guidance must be a number"),
     ({"shift": math.inf}, ValueError, "shift must lie between"),
     ({"sampler": "ddim"}, ValueError, "sampler must be one of euler, unipc, dpm\\+\\+, got 'ddim'"),
+    ({"step": 4}, TypeError, r"generate\(\) has no argument step"),
     ({"seed": -1}, ValueError, "seed must lie between 0 and 4294967295, got -1"),
     ({"seed": 1.5}, TypeError, "seed must be a whole number"),
     ({"n": 0}, ValueError, "n must lie between 1"),
