@@ -172,16 +172,17 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run: states, loss curves, weights.")] = Path("runs/embedded"),
     minutes: Annotated[float, typer.Option(help="Length of the stage over all its segments.")] = 60.0,
     resume: Annotated[bool, typer.Option(help="Go on from the last state in the folder.")] = False,
+    start: Annotated[Path | None, typer.Option(help="Checkpoint folder whose weights the stage begins with.")] = None,
 ) -> None:
     """Train the embedded model, one stage after the other; a stage that was stopped goes on with --resume.
 
-    [bold]Example[/bold]: pysora train vae --minutes 60; pysora train text --minutes 10; pysora train dit --minutes 90;
+    [bold]Example[/bold]: pysora train vae --minutes 32; pysora train text --minutes 4; pysora train dit --minutes 56;
     pysora train export
     """
     with _reported():
         from pysora import training
 
-        typer.echo(training.run(stage, out, minutes, resume))
+        typer.echo(training.run(stage, out, minutes, resume, start))
 
 
 def main() -> None:

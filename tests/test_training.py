@@ -88,6 +88,33 @@ def test_resume_takes_up_weights_averages_and_optimizers(tmp_path: Path) -> None
     assert torch.equal(mine, theirs)
 
 
+def test_an_interrupt_saves_the_state(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    run = Run(tmp_path, model, optimizers(model, lambda n, p: False, 0.1, 0.1), 1.0)
+
+    def step(number: int) -> tuple[torch.Tensor, dict[str, float], int]:
+        if number == 3:
+            raise KeyboardInterrupt
+        return model(torch.ones(1, 2)).square().sum(), {}, 1
+
+    with pytest.raises(KeyboardInterrupt):
+        run.train(step)
+    again = Run(tmp_path, nn.Linear(2, 2), run.optimizers, 1.0)
+    assert again.resume()
+    assert again.steps == 3
+    assert torch.equal(again.model.weight, model.weight)
+
+
+def test_averaged_weights_stand_in_only_inside(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    run = Run(tmp_path, model, optimizers(model, lambda n, p: False, 0.1, 0.1), 1.0)
+    before = model.weight.detach().clone()
+    run.averaged["weight"] += 1
+    with diffusion.averaged(run):
+        assert torch.equal(model.weight, before + 1)
+    assert torch.equal(model.weight, before)
+
+
 def test_nothing_to_resume(tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
     assert not Run(tmp_path, model, optimizers(model, lambda n, p: False, 0.1, 0.1), 1.0).resume()

@@ -7,12 +7,13 @@ from pathlib import Path
 STAGES = ("vae", "text", "dit", "export")
 
 
-def run(stage: str, out: Path, minutes: float, resume: bool = False) -> Path:
+def run(stage: str, out: Path, minutes: float, resume: bool = False, start: Path | None = None) -> Path:
     """Run one stage of the training in the folder `out`; each needs those before it.
 
     stage: "vae", "text", "dit" or "export" (writes the checkpoint in the layout that `pysora.load` and diffusers read).
     minutes: the length of the stage over all its segments; "export" does not use it.
     resume: go on from the state that an earlier segment left in `out`.
+    start: a checkpoint folder whose weights the stage begins with, instead of random ones.
     returns: the folder that holds the result.
     Raises ValueError for an unknown stage, FileNotFoundError where an earlier stage is missing.
     """
@@ -26,15 +27,15 @@ def run(stage: str, out: Path, minutes: float, resume: bool = False) -> Path:
     if stage == "vae":
         from pysora.training import autoencoder
 
-        return autoencoder.train(out, minutes, resume)
+        return autoencoder.train(out, minutes, resume, start)
     if stage == "text":
         from pysora.training import reader
 
-        return reader.train(out, minutes, resume)
+        return reader.train(out, minutes, resume, start)
     if stage == "dit":
         from pysora.training import diffusion
 
-        return diffusion.train(out, minutes, resume)
+        return diffusion.train(out, minutes, resume, start)
     from pysora.training import export
 
     return export.write(out, out / "model")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pysora.checkpoint import load_module, save_module
 from pysora.models.vae import VAE, VAEConfig
 from pysora.models.vae_blocks import Stream
 from pysora.training.clips import ClipPool, Size
@@ -64,11 +65,11 @@ def psnr(vae: VAE, videos: Tensor) -> float:
     return total / len(videos)
 
 
-def train(folder: Path, minutes: float, resume: bool) -> Path:
+def train(folder: Path, minutes: float, resume: bool, start: Path | None = None) -> Path:
     """Train for `minutes` in all; returns the folder of the finished autoencoder (averaged weights)."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    vae = VAE(CONFIG)
+    vae = VAE(CONFIG) if start is None else load_module(VAE, start / "vae", torch.float32).train()
     opts = optimizers(vae, lambda n, p: p.ndim >= 4 and min(p.shape[0], p[0].numel()) >= 16, 0.02, 2e-3)
     run = Run(folder / "vae", vae, opts, minutes, average=0.998, warmup=30, log_every=50)
     if resume and run.resume():
@@ -96,8 +97,6 @@ def train(folder: Path, minutes: float, resume: bool) -> Path:
 
 def finish(run: Run, vae: VAE, pools: list[ClipPool]) -> Path:
     """Save the averaged weights with the measured mean and standard deviation of each latent channel."""
-    from pysora.checkpoint import save_module
-
     with torch.no_grad():
         for name, p in vae.named_parameters():
             p.copy_(run.averaged[name])

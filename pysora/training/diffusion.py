@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from pysora import ops, sampling, worlds
@@ -18,6 +20,7 @@ from pysora.models.vae import VAE
 from pysora.training.clips import Size
 from pysora.training.latents import CaptionBank, LatentPool
 from pysora.training.loop import Run, optimizers
+from pysora.worlds import evaluate, oracle
 
 CONFIG = DiTConfig(
     num_attention_heads=4,
@@ -100,13 +103,12 @@ class Auxiliary(nn.Module):
 class Trainer:
     """What a step needs: pools, captions, the model and its auxiliary heads."""
 
-    def __init__(self, folder: Path, rng: np.random.Generator, pool_scale: float = 1.0) -> None:
+    def __init__(self, folder: Path, rng: np.random.Generator, dit: DiT, pool_scale: float = 1.0) -> None:
         self.rng = rng
         self.vae = load_module(VAE, folder / "vae" / "final", dtype=torch.float32)
         written = folder / "text" / "final"
         self.text = TextEncoder.load(written / "text_encoder", written / "tokenizer", dtype=torch.float32)
-        torch.manual_seed(0)
-        self.model = Auxiliary(DiT(CONFIG))
+        self.model = Auxiliary(dit)
         self.bank = CaptionBank(self.text, 8, rng)
         self.pools = [LatentPool(self.vae, size, max(64, int(n * pool_scale)), rng) for size, n, _ in POOLS]
         self.shares = [share for _, _, share in POOLS]
@@ -170,30 +172,29 @@ def sample(trainer: Trainer, prompts: list[str], steps: int = 20, guidance: floa
     return frames.permute(0, 2, 3, 4, 1).numpy()
 
 
-def averaged(run: Run) -> Callable[[], None]:
-    """Swap the averaged weights in; the returned call swaps back."""
+@contextmanager
+def averaged(run: Run) -> Iterator[None]:
+    """The averaged weights stand in the model while the block runs."""
 
+    @torch.no_grad()
     def swap() -> None:
-        with torch.no_grad():
-            for name, p in run.model.named_parameters():
-                kept = p.detach().clone()
-                p.copy_(run.averaged[name])
-                run.averaged[name].copy_(kept)
+        for name, p in run.model.named_parameters():
+            kept = p.detach().clone()
+            p.copy_(run.averaged[name])
+            run.averaged[name].copy_(kept)
 
     swap()
-    return swap
+    try:
+        yield
+    finally:
+        swap()
 
 
 def look(run: Run, trainer: Trainer, count: int = 24) -> None:
     """Judge a few held-out prompts, write the accuracy to `accuracy.txt` and the clips' frames to `sheet.png`."""
-    from PIL import Image
-
-    from pysora.worlds import evaluate, oracle
-
-    back = averaged(run)
     prompts = evaluate.held_out_prompts(count, seed=run.steps)
-    clips = sample(trainer, [text for text, _ in prompts], seed=run.steps)
-    back()
+    with averaged(run):
+        clips = sample(trainer, [text for text, _ in prompts], seed=run.steps)
     judged = [oracle.judge(clip) for clip in clips]
     scores = evaluate.score(judged, [a for _, a in prompts])
     line = f"clips seen {run.seen}, {run.elapsed / 60:.0f} min: {scores}"
@@ -206,16 +207,18 @@ def look(run: Run, trainer: Trainer, count: int = 24) -> None:
     Image.fromarray(sheet).save(run.folder / "sheet.png")
 
 
-def train(folder: Path, minutes: float, resume: bool, pool_scale: float = 1.0) -> Path:
+def train(folder: Path, minutes: float, resume: bool, start: Path | None = None, pool_scale: float = 1.0) -> Path:
     """Train for `minutes` in all, on the autoencoder and text encoder in `folder`; returns the folder of the model."""
     rng = np.random.default_rng(2)
-    trainer = Trainer(folder, rng, pool_scale)
+    torch.manual_seed(0)
+    dit = DiT(CONFIG) if start is None else load_module(DiT, start / "transformer", torch.float32).train()
+    trainer = Trainer(folder, rng, dit, pool_scale)
     opts = optimizers(trainer.model, lambda n, p: ".blocks." in n and p.ndim == 2, 0.02, 2e-3)
     run = Run(folder / "dit", trainer.model, opts, minutes)
     if resume and run.resume():
         trainer.rng = np.random.default_rng(run.steps)
     trainer.fill(int(3000 * pool_scale))
     run.train(lambda _: trainer.step(run.progress), every=[(600.0, lambda: look(run, trainer))])
-    averaged(run)
-    save_module(trainer.model.dit, run.folder / "final")
+    with averaged(run):
+        save_module(trainer.model.dit, run.folder / "final")
     return run.folder / "final"

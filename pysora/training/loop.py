@@ -28,6 +28,18 @@ def optimizers(
     return [Muon(chosen, lr=muon_lr), adam] if chosen else [adam]
 
 
+class _Due:
+    """An action that is due every so many seconds."""
+
+    def __init__(self, seconds: float, action: Callable[[], None]) -> None:
+        self.seconds, self.action, self.at = seconds, action, time.monotonic() + seconds
+
+    def act_if_due(self) -> None:
+        if time.monotonic() >= self.at:
+            self.action()
+            self.at = time.monotonic() + self.seconds
+
+
 @dataclass
 class Run:
     """One stage of training in `folder`: `state.safetensors`, `progress.json` and `losses.csv` live there.
@@ -101,41 +113,43 @@ class Run:
         step: Callable[[int], tuple[Tensor, dict[str, float], int]],
         every: Iterable[tuple[float, Callable[[], None]]] = (),
     ) -> None:
-        """Go on until `minutes` are used up.
+        """Go on until `minutes` are used up; an interrupt (Ctrl-C) saves the state and is passed on.
 
         step: given the number of the step, returns the loss, what else to write down, and how many clips it saw.
         every: (seconds, action) pairs: actions that look at the model, done in the pauses.
         """
-        last, saved = time.monotonic(), time.monotonic()
-        due = [[seconds, time.monotonic() + seconds, action] for seconds, action in every]
+        due = [_Due(seconds, action) for seconds, action in [*every, (self.save_every_s, self.save)]]
         totals: dict[str, list[float]] = {}
-        while self.progress < 1:
-            self._set_rates()
-            loss, numbers, count = step(self.steps)
-            loss.backward()
-            norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), 1.0))
-            if not math.isfinite(norm):
-                raise FloatingPointError(f"step {self.steps}: the gradient is not finite")
-            for optimizer in self.optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            self._average()
-            self.steps, self.seen = self.steps + 1, self.seen + count
-            now = time.monotonic()
-            self.elapsed, last = self.elapsed + now - last, now
-            for name, value in {"loss": float(loss.detach()), "norm": norm, **numbers}.items():
-                totals.setdefault(name, []).append(value)
-            if self.steps % self.log_every == 0:
-                self._log({name: sum(v) / len(v) for name, v in totals.items()})
-                totals = {}
-            if now - saved > self.save_every_s:
-                self.save()
-                saved = now
-            for row in due:
-                if now >= row[1]:  # type: ignore[operator]
-                    row[2]()  # type: ignore[operator]
-                    row[1] = time.monotonic() + row[0]  # type: ignore[operator]
-        self.save()
+        last = time.monotonic()
+        try:
+            while self.progress < 1:
+                loss, numbers, count = step(self.steps)
+                norm = self._update(loss)
+                self.steps, self.seen = self.steps + 1, self.seen + count
+                now = time.monotonic()
+                self.elapsed, last = self.elapsed + now - last, now
+                for name, value in {"loss": float(loss.detach()), "norm": norm, **numbers}.items():
+                    totals.setdefault(name, []).append(value)
+                if self.steps % self.log_every == 0:
+                    self._log({name: sum(v) / len(v) for name, v in totals.items()})
+                    totals = {}
+                for each in due:
+                    each.act_if_due()
+        finally:
+            self.save()
+
+    def _update(self, loss: Tensor) -> float:
+        """One step of the optimisers and of the average; returns the norm of the gradient."""
+        self._set_rates()
+        loss.backward()
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), 1.0))
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"step {self.steps}: the gradient is not finite")
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self._average()
+        return norm
 
     def _set_rates(self) -> None:
         """Linear warm-up, then half a cosine down to `floor`."""

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pysora import worlds
+from pysora.models.text import TextEncoder
 from pysora.training.loop import Run, optimizers
 
 WIDTH, LAYERS, HEADS, HIDDEN = 256, 3, 8, 384
@@ -129,12 +130,17 @@ def accuracy(reader: Reader, tokenizer: Any, count: int = 512, seed: int = 10**6
     return float((guesses == torch.tensor(targets)).all(1).float().mean())
 
 
-def train(folder: Path, minutes: float, resume: bool) -> Path:
+def train(folder: Path, minutes: float, resume: bool, start: Path | None = None) -> Path:
     """Train for `minutes` in all; returns the folder that holds `text_encoder/` and `tokenizer/`."""
     rng = np.random.default_rng(1)
     out = folder / "text" / "final"
-    tokenizer = train_tokenizer(out / "tokenizer", rng)
-    reader = Reader(build_encoder(len(tokenizer)))
+    if start is None:
+        tokenizer = train_tokenizer(out / "tokenizer", rng)
+        reader = Reader(build_encoder(len(tokenizer)))
+    else:
+        text = TextEncoder.load(start / "text_encoder", start / "tokenizer", dtype=torch.float32)
+        text.tokenizer.save_pretrained(out / "tokenizer")
+        tokenizer, reader = text.tokenizer, Reader(text.model.train())
     opts = optimizers(reader, lambda n, p: ".block." in n and p.ndim == 2 and min(p.shape) >= 64, 0.01, 2e-3)
     run = Run(folder / "text", reader, opts, minutes, average=0.995, log_every=100)
     if resume and run.resume():
