@@ -155,7 +155,7 @@ class Pipeline:
             "expand_timesteps": self.expand_timesteps,
             "scheduler": ["diffusers", scheduler["_class_name"]],
             "text_encoder": ["transformers", type(encoder.model).__name__],
-            "tokenizer": ["transformers", type(encoder.tokenizer).__name__],
+            "tokenizer": ["transformers", encoder.tokenizer_class],
             "transformer": ["diffusers", "WanTransformer3DModel"],
             "transformer_2": [None, None],
             "vae": ["diffusers", "AutoencoderKLWan"],

@@ -12,7 +12,7 @@ import ftfy
 import torch
 from torch import Tensor
 
-from pysora.checkpoint import CheckpointError, load_weights, read_json
+from pysora.checkpoint import CheckpointError, load_weights, read_json, write_json
 
 WEIGHTS = "model"
 LONGEST = 512
@@ -68,10 +68,20 @@ class TextEncoder:
             raise CheckpointError(f"{tokenizer}: not a tokenizer that can be read ({error})") from error
         return cls(model.eval(), words)
 
+    @property
+    def tokenizer_class(self) -> str:
+        """The name of the tokenizer's class that transformers 4 and 5 both know."""
+        name = type(self.tokenizer).__name__
+        return "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name
+
     def save(self, encoder: str | Path, tokenizer: str | Path) -> None:
         """Write the folders that `load` and diffusers read."""
         self.model.save_pretrained(encoder)
         self.tokenizer.save_pretrained(tokenizer)
+        path = Path(tokenizer) / "tokenizer_config.json"
+        # Where this tokenizer was read from is nothing that a copy should say.
+        settings = {k: v for k, v in read_json(path).items() if k not in ("is_local", "local_files_only")}
+        write_json(path, {**settings, "tokenizer_class": self.tokenizer_class})
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
