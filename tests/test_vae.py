@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,25 @@ def test_a_start_is_encoded_as_the_shorter_clip(pair) -> None:
     video = torch.rand(1, 3, 9, 32, 32, generator=torch.Generator().manual_seed(2)) * 2 - 1
     with torch.no_grad():
         assert relative(vae.encode(video)[:, :, :2], vae.encode(video[:, :, :5])) < 1e-5
+
+
+def test_bf16_is_as_near_to_fp64_as_diffusers(pair) -> None:
+    theirs, ours = pair
+    exact = copy.deepcopy(ours).double()
+    half = [copy.deepcopy(model).bfloat16() for model in (ours, theirs)]
+    squares = torch.zeros(2, 2, dtype=torch.float64)
+    for seed in range(5):
+        video = torch.rand(1, 3, 5, 32, 32, generator=torch.Generator().manual_seed(seed)).double() * 2 - 1
+        with torch.no_grad():
+            z = exact.encode(video)
+            encoded = half[0].encode(video.bfloat16()), half[1].encode(video.bfloat16()).latent_dist.mode()
+            frames = exact.decode(z)
+            decoded = half[0].decode(z.bfloat16()), half[1].decode(z.bfloat16()).sample
+        for i in range(2):
+            squares[0, i] += (encoded[i].double() - z).square().mean()
+            squares[1, i] += (decoded[i].double() - frames).square().mean()
+    errors = squares.sqrt()
+    assert bool((errors[:, 0] <= 1.1 * errors[:, 1]).all()), errors
 
 
 def test_normalize_and_back(pair) -> None:
