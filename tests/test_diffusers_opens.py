@@ -13,8 +13,7 @@ from diffusers import WanPipeline
 import pysora
 from pysora.loading import embedded_path
 
-# Weights come with the package; the sources alone, before a first training, have none.
-FOLDERS = [*tiny_wan.FAMILIES, *(["embedded"] if embedded_path().is_dir() else [])]
+FOLDERS = [*tiny_wan.FAMILIES, "embedded"]
 
 
 @pytest.fixture(params=FOLDERS)
