@@ -125,7 +125,12 @@ def test_ctrl_c_ends_cleanly(model: str, tmp_path: Path) -> None:
     command += ["-m", "pysora.cli", "generate", "a", "--model", model, "--size", "64x64", "--frames", "17"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TTY_COMPATIBLE": "1", "FORCE_COLOR": "1"}
     command += ["--steps", "1000", "-o", str(tmp_path / "clip.mp4")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) as process:
+
+    def listen() -> None:
+        # A shell that runs this suite in the background has it, and so its children, ignore the signal.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, preexec_fn=listen) as process:
         assert process.stderr is not None
         seen, deadline = b"", time.monotonic() + 120
         while b"/1000" not in seen and time.monotonic() < deadline:

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 import pysora
-from pysora.loading import embedded_path
+from pysora.loading import embedded, embedded_path
+from pysora.training.autoencoder import psnr
+from pysora.training.clips import ClipPool
 from pysora.worlds import SETTINGS, oracle
+from pysora.worlds.evaluate import held_out_prompts, score
 
 PROMPTS = {
     "grass": "a red ball rests on the grass",
@@ -52,3 +55,23 @@ def test_the_seed_decides_the_video() -> None:
     assert isinstance(other, pysora.Video)
     assert np.array_equal(first.frames, again.frames)
     assert not np.array_equal(first.frames, other.frames)
+
+
+@pytest.mark.xfail(
+    reason="the autoencoder was trained for 32 minutes and reaches 22 dB; docs/training.md has the next step"
+)
+def test_reconstructions_reach_30_db() -> None:
+    pool = ClipPool((128, 128, 17), 4, np.random.default_rng(10**6))
+    assert psnr(embedded().vae, pool.batch(4)) >= 30
+
+
+@pytest.mark.xfail(
+    reason="subjects are blurred beyond their class by the autoencoder; docs/training.md has the numbers"
+)
+def test_held_out_prompts_reach_the_bar() -> None:
+    prompts = held_out_prompts(8)
+    videos = pysora.generate([text for text, _ in prompts], seed=0)
+    assert isinstance(videos, list)
+    accuracy = score([oracle.judge(video.frames) for video in videos], [asked for _, asked in prompts])
+    assert accuracy.by_field["cls"] >= 0.8
+    assert accuracy.all_four >= 0.65
