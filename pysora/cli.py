@@ -219,7 +219,12 @@ def _step_bar(what: str) -> Iterator[Any]:
         def advance(done: int, total: int, *_: Any) -> None:
             progress.update(task, completed=done, total=total)
 
-        yield advance
+        try:
+            yield advance
+        except Exception:
+            # A bar that never moved says nothing beside the error.
+            progress.update(task, visible=progress.tasks[0].completed > 0)
+            raise
 
 
 @contextlib.contextmanager
