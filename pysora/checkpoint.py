@@ -70,6 +70,7 @@ def load_module(
     folder = Path(folder)
     values = read_json(folder / "config.json")
     try:
+        # The classes that have a config share no base that could declare it.
         config = cls.config_class.from_dict(values)  # type: ignore[attr-defined]
         with torch.device("meta"):
             module = cls(config)
@@ -131,6 +132,7 @@ def save_module(module: nn.Module, folder: str | Path, *, name: str = WEIGHTS, s
         write_json(index, {"metadata": {"total_size": size}, "weight_map": weight_map})
     else:
         index.unlink(missing_ok=True)
+    # As in load_module: nn.Module declares no config.
     write_json(folder / "config.json", module.config.to_dict())  # type: ignore[union-attr,operator]
     for old in [folder / f"{name}.safetensors", *folder.glob(f"{name}-?????-of-?????.safetensors")]:
         if old.name not in files:
@@ -172,6 +174,7 @@ def _read_tensors(files: list[Path]) -> dict[str, Tensor]:
     for path in files:
         try:
             with safe_open(path, framework="pt") as file:
+                # The open file has keys() but cannot be iterated.
                 found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
             raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from error

@@ -51,10 +51,14 @@ def fit(folder: Path, minutes: float, resume: bool = False) -> Run:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
     run = Run(
-        folder, model, optimizers(model, lambda n, p: n == "2.weight", 0.01, 1e-2), minutes, warmup=1, log_every=2
+        folder,
+        model,
+        optimizers(model, lambda n, p: n == "2.weight", 0.01, 1e-2),
+        minutes,
+        resume,
+        warmup=1,
+        log_every=2,
     )
-    if resume:
-        assert run.resume()
 
     def step(number: int) -> tuple[torch.Tensor, dict[str, float], int]:
         x = torch.randn(32, 4, generator=torch.Generator().manual_seed(number))
@@ -80,8 +84,8 @@ def test_a_run_learns_stops_by_the_clock_and_resumes(tmp_path: Path) -> None:
 def test_resume_takes_up_weights_averages_and_optimizers(tmp_path: Path) -> None:
     first = fit(tmp_path, minutes=0.005)
     model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
-    again = Run(tmp_path, model, optimizers(model, lambda n, p: n == "2.weight", 0.01, 1e-2), 1.0)
-    assert again.resume()
+    again = Run(tmp_path, model, optimizers(model, lambda n, p: n == "2.weight", 0.01, 1e-2), 1.0, resume=True)
+    assert again.steps == first.steps
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), first.model.parameters(), strict=True))
     assert all(torch.equal(again.averaged[n], first.averaged[n]) for n in first.averaged)
     mine, theirs = (r.optimizers[0].state_dict()["state"][0]["average"] for r in (again, first))
@@ -99,8 +103,7 @@ def test_an_interrupt_saves_the_state(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run.train(step)
-    again = Run(tmp_path, nn.Linear(2, 2), run.optimizers, 1.0)
-    assert again.resume()
+    again = Run(tmp_path, nn.Linear(2, 2), run.optimizers, 1.0, resume=True)
     assert again.steps == 3
     assert torch.equal(again.model.weight, model.weight)
 
@@ -110,14 +113,14 @@ def test_averaged_weights_stand_in_only_inside(tmp_path: Path) -> None:
     run = Run(tmp_path, model, optimizers(model, lambda n, p: False, 0.1, 0.1), 1.0)
     before = model.weight.detach().clone()
     run.averaged["weight"] += 1
-    with diffusion.averaged(run):
+    with run.averaged_weights():
         assert torch.equal(model.weight, before + 1)
     assert torch.equal(model.weight, before)
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
-    assert not Run(tmp_path, model, optimizers(model, lambda n, p: False, 0.1, 0.1), 1.0).resume()
+    assert Run(tmp_path, model, optimizers(model, lambda n, p: False, 0.1, 0.1), 1.0, resume=True).steps == 0
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:

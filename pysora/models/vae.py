@@ -103,7 +103,8 @@ class Encoder(nn.Module):
         for block in self.down_blocks:
             x = block(x, stream)
         x = self.mid_block(x, stream)
-        return self.conv_out(x, stream, norm=self.norm_out.gain)  # type: ignore[no-any-return]
+        y: Tensor = self.conv_out(x, stream, norm=self.norm_out.gain)
+        return y
 
 
 class Decoder(nn.Module):
@@ -128,7 +129,8 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(x, stream), stream)
         for block in self.up_blocks:
             x = block(x, stream)
-        return self.conv_out(x, stream, norm=self.norm_out.gain)  # type: ignore[no-any-return]
+        y: Tensor = self.conv_out(x, stream, norm=self.norm_out.gain)
+        return y
 
 
 class VAE(nn.Module):

@@ -41,6 +41,7 @@ class CausalConv3d(nn.Conv3d):
     def __init__(self, in_channels: int, out_channels: int, kernel: int | tuple[int, int, int]) -> None:
         super().__init__(in_channels, out_channels, kernel)
 
+    # A Conv3d for its weights alone: the call needs the stream too.
     def forward(self, x: Tensor, stream: Stream, norm: Tensor | None = None, residual: Tensor | None = None) -> Tensor:  # type: ignore[override]
         cache = stream.tail(self)
         y, tail = ops.causal_conv3d(x, self.weight, self.bias, cache, norm_gamma=norm, residual=residual)
@@ -77,7 +78,8 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
         shortcut = x if isinstance(self.conv_shortcut, nn.Identity) else self.conv_shortcut(x, stream)
         h = self.conv1(x, stream, norm=self.norm1.gain)
-        return self.conv2(h, stream, norm=self.norm2.gain, residual=shortcut)  # type: ignore[no-any-return]
+        y: Tensor = self.conv2(h, stream, norm=self.norm2.gain, residual=shortcut)
+        return y
 
 
 class FrameAttention(nn.Module):
@@ -110,7 +112,8 @@ class MidBlock(nn.Module):
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
         x = self.resnets[0](x, stream)
-        return self.resnets[1](self.attentions[0](x), stream)  # type: ignore[no-any-return]
+        y: Tensor = self.resnets[1](self.attentions[0](x), stream)
+        return y
 
 
 class Downsample(nn.Module):

@@ -88,7 +88,7 @@ def noise(
     """Draw standard normal noise, each value a function of (seed, sample, t, y, x, channel) alone.
 
     A crop, a longer video or a chunk at another origin gives the same values at the same places. The arithmetic is fp32
-    add, multiply and square root in a fixed order, never fused: the bits are the same on every device and backend. The
+    add, multiply and square root in a fixed order, never fused, so that every backend can give the same bits. The
     largest value is 6.34, the error against the exact inverse at most 2e-6.
 
     Args:

@@ -68,12 +68,10 @@ def psnr(vae: VAE, videos: Tensor) -> float:
 def train(folder: Path, minutes: float, resume: bool, start: Path | None = None) -> Path:
     """Train for `minutes` in all; returns the folder of the finished autoencoder (averaged weights)."""
     torch.manual_seed(0)
-    rng = np.random.default_rng(0)
     vae = VAE(CONFIG) if start is None else load_module(VAE, start / "vae", torch.float32).train()
     opts = optimizers(vae, lambda n, p: p.ndim >= 4 and min(p.shape[0], p[0].numel()) >= 16, 0.02, 2e-3)
-    run = Run(folder / "vae", vae, opts, minutes, average=0.998, warmup=30, log_every=50)
-    if resume and run.resume():
-        rng = np.random.default_rng(run.steps)
+    run = Run(folder / "vae", vae, opts, minutes, resume, average=0.998, warmup=30, log_every=50)
+    rng = np.random.default_rng([0, run.steps])
     pools = [ClipPool(size, 160 if i == 0 else 60, rng) for i, size in enumerate(SIZES)]
 
     def step(number: int) -> tuple[Tensor, dict[str, float], int]:
@@ -92,18 +90,16 @@ def train(folder: Path, minutes: float, resume: bool, start: Path | None = None)
         return *losses(vae, video), len(video)
 
     run.train(step)
-    return finish(run, vae, pools)
+    with run.averaged_weights():
+        return finish(vae, pools[0], run.folder / "final")
 
 
-def finish(run: Run, vae: VAE, pools: list[ClipPool]) -> Path:
-    """Save the averaged weights with the measured mean and standard deviation of each latent channel."""
-    with torch.no_grad():
-        for name, p in vae.named_parameters():
-            p.copy_(run.averaged[name])
-        with torch.autocast("cpu", torch.bfloat16):
-            latents = [vae.encode(pools[0].batch(8), None).float().transpose(0, 1).flatten(1) for _ in range(16)]
+def finish(vae: VAE, pool: ClipPool, target: Path) -> Path:
+    """Save the autoencoder with the measured mean and standard deviation of each latent channel."""
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        latents = [vae.encode(pool.batch(8), None).float().transpose(0, 1).flatten(1) for _ in range(16)]
     flat = torch.cat(latents, 1)
     mean, std = flat.mean(1), flat.std(1)
     vae.config = replace(vae.config, latents_mean=tuple(mean.tolist()), latents_std=tuple(std.tolist()))
-    save_module(vae, run.folder / "final")
-    return run.folder / "final"
+    save_module(vae, target)
+    return target

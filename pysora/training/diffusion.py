@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +10,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from pysora import ops, sampling, worlds
+from pysora import worlds
 from pysora.checkpoint import load_module, save_module
+from pysora.conditioning import TextConditions
 from pysora.models.dit import DiT, DiTConfig
 from pysora.models.text import TextEncoder
 from pysora.models.vae import VAE
+from pysora.pipeline import Pipeline
+from pysora.request import Defaults
+from pysora.sampling import SamplerSettings
 from pysora.training.clips import Size
 from pysora.training.latents import CaptionBank, LatentPool
 from pysora.training.loop import Run, optimizers
@@ -32,6 +34,8 @@ CONFIG = DiTConfig(
     num_layers=8,
 )
 SHIFT = 3.0
+DEFAULTS = Defaults(width=128, height=128, frames=17, fps=8.0, steps=20, guidance=3.0)
+"""What the embedded model is evaluated with."""
 TEXT_DROPOUT = 0.1
 KNOWN_SHARE = 0.25
 """Share of clips of which some latent frames are given."""
@@ -90,12 +94,15 @@ class Auxiliary(nn.Module):
         self.dit = dit
         self.classify = nn.Linear(CONFIG.width, len(worlds.CLASSES))
         self.locate = nn.Linear(CONFIG.width, 1)
-        self.tokens: list[Tensor] = []
-        dit.blocks[len(dit.blocks) // 2].register_forward_hook(lambda *call: self.tokens.append(call[2]))
+        self.tokens = torch.empty(0)
+        dit.blocks[len(dit.blocks) // 2].register_forward_hook(self._keep)
+
+    def _keep(self, block: nn.Module, inputs: tuple[Tensor, ...], tokens: Tensor) -> None:
+        self.tokens = tokens
 
     def losses(self, classes: Tensor, occupied: Tensor) -> Tensor:
         """After a call of the model. classes: int64 `[B]`; occupied: `[B, L]` in 0..1. returns: scalar."""
-        tokens = self.tokens.pop().float()
+        tokens = self.tokens.float()
         named = F.cross_entropy(self.classify(tokens.mean(1)), classes)
         return named + F.binary_cross_entropy_with_logits(self.locate(tokens)[..., 0], occupied)
 
@@ -103,14 +110,14 @@ class Auxiliary(nn.Module):
 class Trainer:
     """What a step needs: pools, captions, the model and its auxiliary heads."""
 
-    def __init__(self, folder: Path, rng: np.random.Generator, dit: DiT, pool_scale: float = 1.0) -> None:
+    def __init__(self, folder: Path, rng: np.random.Generator, model: Auxiliary) -> None:
         self.rng = rng
         self.vae = load_module(VAE, folder / "vae" / "final", dtype=torch.float32)
         written = folder / "text" / "final"
         self.text = TextEncoder.load(written / "text_encoder", written / "tokenizer", dtype=torch.float32)
-        self.model = Auxiliary(dit)
+        self.model = model
         self.bank = CaptionBank(self.text, 8, rng)
-        self.pools = [LatentPool(self.vae, size, max(64, int(n * pool_scale)), rng) for size, n, _ in POOLS]
+        self.pools = [LatentPool(self.vae, size, n, rng) for size, n, _ in POOLS]
         self.shares = [share for _, _, share in POOLS]
 
     def fill(self, clips: int) -> None:
@@ -154,47 +161,20 @@ class Trainer:
         return mean
 
 
-@torch.no_grad()
-def sample(trainer: Trainer, prompts: list[str], steps: int = 20, guidance: float = 3.0, seed: int = 0) -> np.ndarray:
-    """Clips of 128x128x17 for the prompts, uint8 `[B, F, H, W, 3]`."""
-    B, dit, text = len(prompts), trainer.model.dit, trainer.text
-    plan = sampling.plan("unipc", steps, SHIFT)
-    z = torch.stack([ops.noise((CONFIG.in_channels, 5, 8, 8), seed, i) for i in range(B)])
-    history: list[Tensor] = []
-    with torch.autocast("cpu", torch.bfloat16):
-        contexts = [dit.encode_text(*text.encode(p), text.text_length) for p in (prompts, [""] * B)]
-        for i, t in enumerate(plan.timesteps):
-            cond, uncond = (dit(z, t.expand(B), c).float() for c in contexts)
-            trainer.model.tokens.clear()
-            z, history = plan.advance(i, z, cond, history, prediction_uncond=uncond, guidance=guidance)
-        videos = [trainer.vae.decode(trainer.vae.denormalize(one), 5) for one in z.split(1)]
-    frames = torch.cat(videos).float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-    return frames.permute(0, 2, 3, 4, 1).numpy()
-
-
-@contextmanager
-def averaged(run: Run) -> Iterator[None]:
-    """The averaged weights stand in the model while the block runs."""
-
-    @torch.no_grad()
-    def swap() -> None:
-        for name, p in run.model.named_parameters():
-            kept = p.detach().clone()
-            p.copy_(run.averaged[name])
-            run.averaged[name].copy_(kept)
-
-    swap()
-    try:
-        yield
-    finally:
-        swap()
+def assemble(dit: DiT, vae: VAE, text: TextEncoder) -> Pipeline:
+    """The trained parts as the pipeline that users run."""
+    conditions = TextConditions(encoder=text)
+    return Pipeline(dit, vae, conditions, SamplerSettings("unipc", SHIFT), DEFAULTS, expand_timesteps=True)
 
 
 def look(run: Run, trainer: Trainer, count: int = 24) -> None:
     """Judge a few held-out prompts, write the accuracy to `accuracy.txt` and the clips' frames to `sheet.png`."""
     prompts = evaluate.held_out_prompts(count, seed=run.steps)
-    with averaged(run):
-        clips = sample(trainer, [text for text, _ in prompts], seed=run.steps)
+    pipeline = assemble(trainer.model.dit, trainer.vae, trainer.text)
+    with run.averaged_weights(), torch.autocast("cpu", torch.bfloat16):
+        videos = pipeline.generate([text for text, _ in prompts], seed=run.steps)
+    assert isinstance(videos, list)
+    clips = [video.frames for video in videos]
     judged = [oracle.judge(clip) for clip in clips]
     scores = evaluate.score(judged, [a for _, a in prompts])
     line = f"clips seen {run.seen}, {run.elapsed / 60:.0f} min: {scores}"
@@ -207,18 +187,15 @@ def look(run: Run, trainer: Trainer, count: int = 24) -> None:
     Image.fromarray(sheet).save(run.folder / "sheet.png")
 
 
-def train(folder: Path, minutes: float, resume: bool, start: Path | None = None, pool_scale: float = 1.0) -> Path:
+def train(folder: Path, minutes: float, resume: bool, start: Path | None = None) -> Path:
     """Train for `minutes` in all, on the autoencoder and text encoder in `folder`; returns the folder of the model."""
-    rng = np.random.default_rng(2)
     torch.manual_seed(0)
-    dit = DiT(CONFIG) if start is None else load_module(DiT, start / "transformer", torch.float32).train()
-    trainer = Trainer(folder, rng, dit, pool_scale)
-    opts = optimizers(trainer.model, lambda n, p: ".blocks." in n and p.ndim == 2, 0.02, 2e-3)
-    run = Run(folder / "dit", trainer.model, opts, minutes)
-    if resume and run.resume():
-        trainer.rng = np.random.default_rng(run.steps)
-    trainer.fill(int(3000 * pool_scale))
+    model = Auxiliary(DiT(CONFIG) if start is None else load_module(DiT, start / "transformer", torch.float32).train())
+    opts = optimizers(model, lambda n, p: ".blocks." in n and p.ndim == 2, 0.02, 2e-3)
+    run = Run(folder / "dit", model, opts, minutes, resume=resume)
+    trainer = Trainer(folder, np.random.default_rng([2, run.steps]), model)
+    trainer.fill(3000)
     run.train(lambda _: trainer.step(run.progress), every=[(600.0, lambda: look(run, trainer))])
-    with averaged(run):
-        save_module(trainer.model.dit, run.folder / "final")
+    with run.averaged_weights():
+        save_module(model.dit, run.folder / "final")
     return run.folder / "final"

@@ -8,17 +8,10 @@ from pathlib import Path
 import torch
 
 from pysora.checkpoint import load_module, write_json
-from pysora.conditioning import TextConditions
 from pysora.models.dit import DiT
 from pysora.models.text import TextEncoder
 from pysora.models.vae import VAE
-from pysora.pipeline import Pipeline
-from pysora.request import Defaults
-from pysora.sampling import SamplerSettings
-from pysora.training.diffusion import SHIFT
-
-DEFAULTS = Defaults(width=128, height=128, frames=17, fps=8.0, steps=20, guidance=3.0)
-"""What the embedded model was trained and is evaluated with."""
+from pysora.training.diffusion import assemble
 
 
 def write(folder: Path, target: Path) -> Path:
@@ -28,14 +21,9 @@ def write(folder: Path, target: Path) -> Path:
     """
     written = folder / "text" / "final"
     encoder = TextEncoder.load(written / "text_encoder", written / "tokenizer", dtype=torch.bfloat16)
-    Pipeline(
-        load_module(DiT, folder / "dit" / "final", dtype=torch.float32).bfloat16(),
-        load_module(VAE, folder / "vae" / "final", dtype=torch.bfloat16),
-        TextConditions(encoder=encoder),
-        SamplerSettings("unipc", SHIFT),
-        DEFAULTS,
-        expand_timesteps=True,
-    ).save(target)
+    dit = load_module(DiT, folder / "dit" / "final", dtype=torch.float32).bfloat16()
+    vae = load_module(VAE, folder / "vae" / "final", dtype=torch.bfloat16)
+    assemble(dit, vae, encoder).save(target)
     record = {stage: json.loads((folder / stage / "progress.json").read_text()) for stage in ("vae", "text", "dit")}
     write_json(target / "training.json", record)
     return target

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -79,13 +77,6 @@ class LatentPool:
             occupied = occupied[:, : occupied.shape[1] // z.shape[2] * frames]
             z = z[:, :, :frames]
         return z, [self.attributes[i] for i in chosen], occupied
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """Embeddings of one caption, `[n, text_dim]` float16."""
-
-    rows: Tensor
 
 
 class CaptionBank:

@@ -6,7 +6,8 @@ import csv
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,6 +48,7 @@ class Run:
     model: what is trained; its averaged weights are kept under the names of `model`.
     optimizers: their state is saved too, so that a later segment goes on where this one ended.
     minutes: the length of the whole stage, over all its segments; the learning rate falls along it.
+    resume: take up the state that an earlier segment left in `folder`, where there is one.
     average: decay of the moving average of the weights.
     """
 
@@ -54,6 +56,7 @@ class Run:
     model: nn.Module
     optimizers: list[torch.optim.Optimizer]
     minutes: float
+    resume: bool = False
     average: float = 0.999
     warmup: int = 100
     floor: float = 0.02
@@ -68,17 +71,17 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
         self.averaged = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        path = self.folder / "state.safetensors"
+        if self.resume and path.exists():
+            self._take_up(path)
 
     @property
     def progress(self) -> float:
         """Share of the stage that is done, 0 to 1."""
         return min(1.0, self.elapsed / (60 * self.minutes))
 
-    def resume(self) -> bool:
-        """Take up the state that an earlier segment left in `folder`; False if there is none."""
-        path = self.folder / "state.safetensors"
-        if not path.exists():
-            return False
+    def _take_up(self, path: Path) -> None:
+        """The state that an earlier segment left."""
         saved = load_file(path)
         with torch.no_grad():
             for name, p in self.model.named_parameters():
@@ -93,7 +96,6 @@ class Run:
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         record = json.loads((self.folder / "progress.json").read_text())
         self.steps, self.elapsed, self.seen = record["steps"], record["elapsed_s"], record["seen"]
-        return True
 
     def save(self) -> None:
         """Write the state; the old one is replaced only by a whole new one."""
@@ -137,6 +139,22 @@ class Run:
                     each.act_if_due()
         finally:
             self.save()
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """The averaged weights stand in the model while the block runs."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, p in self.model.named_parameters():
+            kept = p.detach().clone()
+            p.copy_(self.averaged[name])
+            self.averaged[name].copy_(kept)
 
     def _update(self, loss: Tensor) -> float:
         """One step of the optimisers and of the average; returns the norm of the gradient."""

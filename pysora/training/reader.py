@@ -132,19 +132,17 @@ def accuracy(reader: Reader, tokenizer: Any, count: int = 512, seed: int = 10**6
 
 def train(folder: Path, minutes: float, resume: bool, start: Path | None = None) -> Path:
     """Train for `minutes` in all; returns the folder that holds `text_encoder/` and `tokenizer/`."""
-    rng = np.random.default_rng(1)
     out = folder / "text" / "final"
     if start is None:
-        tokenizer = train_tokenizer(out / "tokenizer", rng)
+        tokenizer = train_tokenizer(out / "tokenizer", np.random.default_rng(1))
         reader = Reader(build_encoder(len(tokenizer)))
     else:
         text = TextEncoder.load(start / "text_encoder", start / "tokenizer", dtype=torch.float32)
         text.tokenizer.save_pretrained(out / "tokenizer")
         tokenizer, reader = text.tokenizer, Reader(text.model.train())
     opts = optimizers(reader, lambda n, p: ".block." in n and p.ndim == 2 and min(p.shape) >= 64, 0.01, 2e-3)
-    run = Run(folder / "text", reader, opts, minutes, average=0.995, log_every=100)
-    if resume and run.resume():
-        rng = np.random.default_rng(run.steps)
+    run = Run(folder / "text", reader, opts, minutes, resume, average=0.995, log_every=100)
+    rng = np.random.default_rng([1, run.steps])
 
     def step(number: int) -> tuple[Tensor, dict[str, float], int]:
         texts, targets = zip(*(caption(rng) for _ in range(64)), strict=True)
@@ -157,9 +155,7 @@ def train(folder: Path, minutes: float, resume: bool, start: Path | None = None)
         return loss, {}, len(texts)
 
     run.train(step)
-    with torch.no_grad():
-        for name, p in reader.named_parameters():
-            p.copy_(run.averaged[name])
-    print(f"captions read right: {accuracy(reader, tokenizer):.3f}", flush=True)
-    reader.encoder.save_pretrained(out / "text_encoder")
+    with run.averaged_weights():
+        print(f"captions read right: {accuracy(reader, tokenizer):.3f}", flush=True)
+        reader.encoder.save_pretrained(out / "text_encoder")
     return out
