@@ -7,23 +7,30 @@ Source of the architecture: Wan (arXiv:2503.20314, section 4.1; Apache-2.0) and 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pysora.memory import parse_memory
 from pysora.models.vae_blocks import (
     CausalConv3d,
     Downsample,
+    Layer,
     MidBlock,
+    NormedConv,
+    Patchify,
     ResidualBlock,
     ResidualDownBlock,
     RMSNorm,
     Stream,
+    Unpatchify,
     UpBlock,
 )
+from pysora.models.vae_plan import Job, TilePlan
+from pysora.models.vae_tiles import Piece, complete, through, through_tiles
 
 
 @dataclass(frozen=True)
@@ -98,13 +105,12 @@ class Encoder(nn.Module):
         self.norm_out = RMSNorm(widths[-1])
         self.conv_out = CausalConv3d(widths[-1], 2 * config.z_dim, 3)
 
+    def layers(self) -> list[Layer]:
+        """What runs one after the other; only the middle block needs the whole frame."""
+        return [self.conv_in, *self.down_blocks, self.mid_block, NormedConv(self.norm_out, self.conv_out)]
+
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
-        x = self.conv_in(x, stream)
-        for block in self.down_blocks:
-            x = block(x, stream)
-        x = self.mid_block(x, stream)
-        y: Tensor = self.conv_out(x, stream, norm=self.norm_out.gain)
-        return y
+        return stream.run(self.layers(), x)
 
 
 class Decoder(nn.Module):
@@ -125,12 +131,12 @@ class Decoder(nn.Module):
         self.norm_out = RMSNorm(widths[-1])
         self.conv_out = CausalConv3d(widths[-1], config.out_channels, 3)
 
+    def layers(self) -> list[Layer]:
+        """What runs one after the other; only the middle block needs the whole frame."""
+        return [self.conv_in, self.mid_block, *self.up_blocks, NormedConv(self.norm_out, self.conv_out)]
+
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
-        x = self.mid_block(self.conv_in(x, stream), stream)
-        for block in self.up_blocks:
-            x = block(x, stream)
-        y: Tensor = self.conv_out(x, stream, norm=self.norm_out.gain)
-        return y
+        return stream.run(self.layers(), x)
 
 
 class VAE(nn.Module):
@@ -156,45 +162,117 @@ class VAE(nn.Module):
         """Frames per latent frame after the first."""
         return self.config.scale_factor_temporal
 
-    def moments(self, video: Tensor, chunk: int | None = None) -> tuple[Tensor, Tensor]:
+    def moments(
+        self, video: Tensor, chunk: int | None = None, memory: str | float | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the latents.
 
         video: `[B, 3, F, H, W]` in [-1, 1], F = 1 + temporal_factor*n; H, W multiples of spatial_factor.
         chunk: latent frames that are computed at a time; None takes the whole clip at once.
+        memory: most bytes to take, or text such as "2GiB", beside the video; the frames are tiled so that it
+            suffices, and no gradient is recorded. None: no tiles.
         returns: two `[B, z, T, H/s, W/s]`.
+        Raises ValueError that says what is needed where `memory` does not suffice.
         """
         self._check_video(video)
-        x = self.to_patches(video)
-        stream, out, start = Stream(), [], 0
-        T = (video.shape[2] - 1) // self.temporal_factor + 1
-        for latent in range(0, T, chunk or T):
-            stop = 1 + (min(latent + (chunk or T), T) - 1) * self.temporal_factor
-            out.append(self.encoder(x[:, :, start:stop], stream))
-            stream.first, start = False, stop
+        job = self.encoding(video.shape, chunk, video.element_size())
+        if memory is None:
+            return self._moments(video, chunk, job.whole())
+        with torch.no_grad():
+            return self._moments(video, chunk, job.within(parse_memory(memory)))
+
+    def _moments(self, video: Tensor, chunk: int | None, plan: TilePlan) -> tuple[Tensor, Tensor]:
+        layers = self._encoding_layers()
+        pieces = through_tiles(layers[: plan.cut], self._chunks(video, chunk), plan.tiles, plan.tiles_outside)
+        out = list(through(layers[plan.cut :], complete(pieces, plan.rows, plan.cols)))
         mean, log_variance = self.quant_conv(torch.cat(out, 2), Stream()).chunk(2, dim=1)
         return mean, log_variance
 
-    def encode(self, video: Tensor, chunk: int | None = 1) -> Tensor:
-        """The mode of the latents, not normalised: see `moments` for the arguments."""
-        return self.moments(video, chunk)[0]
+    def _chunks(self, video: Tensor, chunk: int | None) -> Iterator[Tensor]:
+        """The frames of `chunk` latent frames at a time."""
+        T, start = (video.shape[2] - 1) // self.temporal_factor + 1, 0
+        for latent in range(0, T, chunk or T):
+            stop = 1 + (min(latent + (chunk or T), T) - 1) * self.temporal_factor
+            yield video[:, :, start:stop]
+            start = stop
 
-    def decode_frames(self, latents: Tensor, chunk: int = 1) -> Iterator[Tensor]:
+    def encode(self, video: Tensor, chunk: int | None = 1, memory: str | float | None = None) -> Tensor:
+        """The mode of the latents, not normalised: see `moments` for the arguments."""
+        return self.moments(video, chunk, memory)[0]
+
+    def decode_pieces(self, latents: Tensor, plan: TilePlan, chunk: int = 1) -> Iterator[Piece]:
+        """Parts of the frames, clamped to [-1, 1], in the order of a plan for these latents and this chunk."""
+        layers = self._decoding_layers()
+        x = self.post_quant_conv(latents, Stream())
+        chunks = through(layers[: plan.cut], x.split(chunk, 2))
+        for piece in through_tiles(layers[plan.cut :], chunks, plan.tiles, plan.tiles_outside):
+            yield piece._replace(values=piece.values.clamp(-1, 1))
+
+    def decode_frames(self, latents: Tensor, chunk: int = 1, memory: str | float | None = None) -> Iterator[Tensor]:
         """Yield the frames of `chunk` latent frames at a time, `[B, 3, f, H*s, W*s]`, clamped to [-1, 1].
 
         latents: `[B, z, T, H, W]`, not normalised.
+        memory: most bytes to take, or text such as "2GiB", the frames included that wait to be yielded; they are
+            tiled so that it suffices, and no gradient is recorded. None: no tiles.
+        Raises ValueError, before anything runs, that says what is needed where `memory` does not suffice.
         """
-        if latents.ndim != 5 or latents.shape[1] != self.config.z_dim or not latents.shape[2]:
-            raise ValueError(f"latents: needs shape [B, {self.config.z_dim}, T, H, W], got {list(latents.shape)}")
-        x = self.post_quant_conv(latents, Stream())
-        stream = Stream()
-        for start in range(0, x.shape[2], chunk):
-            frames = self.decoder(x[:, :, start : start + chunk], stream)
-            stream.first = False
-            yield self.to_video(frames).clamp(-1, 1)
+        job = self.decoding(latents.shape, chunk, latents.element_size())
+        if memory is None:
+            plan = job.whole()
+            return complete(self.decode_pieces(latents, plan, chunk), plan.rows, plan.cols)
+        frame = self._video_bytes(latents, 1)
+        # The caller still has the last frames while the next are made.
+        kept = 2 * chunk * self.temporal_factor * frame
+        plan = job.within(parse_memory(memory), kept, self._video_bytes(latents))
+        pieces = torch.no_grad()(self.decode_pieces)(latents, plan, chunk)
+        return complete(pieces, plan.rows, plan.cols)
 
-    def decode(self, latents: Tensor, chunk: int = 1) -> Tensor:
-        """All frames of `decode_frames`, `[B, 3, F, H*s, W*s]`."""
-        return torch.cat(list(self.decode_frames(latents, chunk)), 2)
+    def decode(self, latents: Tensor, chunk: int = 1, memory: str | float | None = None) -> Tensor:
+        """All frames of `decode_frames`, `[B, 3, F, H*s, W*s]`; `memory` includes them."""
+        if memory is None:
+            return torch.cat(list(self.decode_frames(latents, chunk)), 2)
+        job = self.decoding(latents.shape, chunk, latents.element_size())
+        video = self._video_bytes(latents)
+        plan = job.within(parse_memory(memory), video, video)
+        out = latents.new_empty(latents.shape[0], 3, self.frames(latents.shape[2]), plan.rows, plan.cols)
+        with torch.no_grad():
+            for start, rows, cols, values, _ in self.decode_pieces(latents, plan, chunk):
+                out[:, :, start : start + values.shape[2], rows, cols] = values
+        return out
+
+    def frames(self, T: int) -> int:
+        """Frames that T latent frames stand for."""
+        return 1 + (T - 1) * self.temporal_factor
+
+    def encoding(self, shape: Sequence[int], chunk: int | None, itemsize: int) -> Job:
+        """The plans of encoding videos of `shape` `[B, 3, F, H, W]`, `chunk` latent frames at a time."""
+        B, C, F_, H, W = shape
+        T = (F_ - 1) // self.temporal_factor + 1
+        chunk = min(chunk or T, T)
+        frames = self.frames(chunk), chunk * self.temporal_factor, -(-T // chunk) - 1
+        what = f"encoding {F_} frame{'s' * (F_ > 1)} of {W}x{H}"
+        return Job(self._encoding_layers(), True, (B, C, H, W), frames, itemsize, what)
+
+    def decoding(self, shape: Sequence[int], chunk: int, itemsize: int) -> Job:
+        """The plans of decoding latents of `shape` `[B, z, T, H, W]`, `chunk` latent frames at a time."""
+        if len(shape) != 5 or shape[1] != self.config.z_dim or not shape[2]:
+            raise ValueError(f"latents: needs shape [B, {self.config.z_dim}, T, H, W], got {list(shape)}")
+        B, C, T, H, W = shape
+        chunk = min(chunk, T)
+        what = f"decoding {self.frames(T)} frame{'s' * (T > 1)} of {W * self.spatial_factor}x{H * self.spatial_factor}"
+        return Job(self._decoding_layers(), False, (B, C, H, W), (chunk, chunk, -(-T // chunk) - 1), itemsize, what)
+
+    def _encoding_layers(self) -> list[Layer]:
+        return [Patchify(self.config.patch_size or 1), *self.encoder.layers()]
+
+    def _decoding_layers(self) -> list[Layer]:
+        return [*self.decoder.layers(), Unpatchify(self.config.patch_size or 1)]
+
+    def _video_bytes(self, latents: Tensor, frames: int | None = None) -> int:
+        """Bytes of the decoded video, or of some of its frames."""
+        B, _, T, H, W = latents.shape
+        pixels = H * W * self.spatial_factor**2
+        return B * 3 * (frames or self.frames(T)) * pixels * latents.element_size()
 
     def normalize(self, latents: Tensor) -> Tensor:
         """Latents of the autoencoder -> what the transformer sees: (z - mean) / std per channel."""
@@ -221,12 +299,6 @@ class VAE(nn.Module):
         if not H or not W or H % self.spatial_factor or W % self.spatial_factor:
             raise ValueError(f"video: needs H and W in multiples of {self.spatial_factor}, got {H}x{W}")
 
-    def to_patches(self, video: Tensor) -> Tensor:
-        p = self.config.patch_size or 1
-        x: Tensor = video.unflatten(4, (-1, p)).unflatten(3, (-1, p))  # [B, C, F, H/p, ph, W/p, pw]
-        return x.permute(0, 1, 6, 4, 2, 3, 5).flatten(1, 3)
-
     def to_video(self, x: Tensor) -> Tensor:
-        p = self.config.patch_size or 1
-        x = x.unflatten(1, (-1, p, p))  # [B, C, pw, ph, F, H/p, W/p]
-        return x.permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)
+        """What the decoder gives, as a video."""
+        return Unpatchify(self.config.patch_size or 1)(x, Stream())

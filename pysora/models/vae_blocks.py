@@ -8,6 +8,8 @@ code and give the same numbers. Source of the architecture: Wan (arXiv:2503.2031
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -24,6 +26,13 @@ class Stream:
         self.first = True
         self._tail: dict[nn.Module, Tensor] = {}
 
+    def run(self, layers: Iterable[Layer], x: Tensor) -> Tensor:
+        """Take the next chunk through `layers`, one after the other."""
+        for layer in layers:
+            x = layer(x, self)
+        self.first = False
+        return x
+
     def swap(self, layer: nn.Module, tail: Tensor) -> Tensor | None:
         """Keep `tail` for the layer's next chunk and return what its previous chunk left, None at the first."""
         previous = self._tail.get(layer)
@@ -33,6 +42,9 @@ class Stream:
     def tail(self, layer: nn.Module) -> Tensor | None:
         """What the layer's previous chunk left."""
         return self._tail.get(layer)
+
+
+Layer = Callable[[Tensor, Stream], Tensor]
 
 
 class CausalConv3d(nn.Conv3d):
@@ -60,6 +72,40 @@ class RMSNorm(nn.Module):
     def gain(self) -> Tensor:
         """`[C]`."""
         return self.gamma.flatten()
+
+
+@dataclass(frozen=True)
+class NormedConv:
+    """A causal convolution with norm and SiLU before it: a layer made of two modules that lie elsewhere."""
+
+    norm: RMSNorm
+    conv: CausalConv3d
+
+    def __call__(self, x: Tensor, stream: Stream) -> Tensor:
+        y: Tensor = self.conv(x, stream, norm=self.norm.gain)
+        return y
+
+
+@dataclass(frozen=True)
+class Patchify:
+    """Squares of `size` pixels become channels: `[B, C, F, H, W]` -> `[B, C*size*size, F, H/size, W/size]`."""
+
+    size: int
+
+    def __call__(self, x: Tensor, stream: Stream) -> Tensor:
+        x = x.unflatten(4, (-1, self.size)).unflatten(3, (-1, self.size))  # [B, C, F, H/p, ph, W/p, pw]
+        return x.permute(0, 1, 6, 4, 2, 3, 5).flatten(1, 3)
+
+
+@dataclass(frozen=True)
+class Unpatchify:
+    """The inverse of `Patchify`."""
+
+    size: int
+
+    def __call__(self, x: Tensor, stream: Stream) -> Tensor:
+        x = x.unflatten(1, (-1, self.size, self.size))  # [B, C, pw, ph, F, H/p, W/p]
+        return x.permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)
 
 
 class ResidualBlock(nn.Module):
@@ -131,7 +177,8 @@ class Downsample(nn.Module):
         x = F.conv2d(frames, conv.weight, conv.bias, stride=2).unflatten(0, (x.shape[0], -1)).transpose(1, 2)
         if self.time_conv is None:
             return x
-        last = stream.swap(self, x[:, :, -1:])
+        # A copy: a view would keep the whole chunk.
+        last = stream.swap(self, x[:, :, -1:].clone())
         if last is not None:
             return self.time_conv(torch.cat([last, x], 2))  # type: ignore[no-any-return]
         return torch.cat([x[:, :, :1], self.time_conv(x)], 2) if x.shape[2] > 1 else x
@@ -150,10 +197,15 @@ class Upsample(nn.Module):
             # The first frame is neither doubled nor seen by the second one: the kernel starts on zeros after it.
             head, rest = (x[:, :, :1], x[:, :, 1:]) if stream.first else (x[:, :, :0], x)
             if rest.shape[2]:
-                pairs = self.time_conv(rest, stream).unflatten(1, (2, -1))
-                x = torch.cat([head, pairs.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)], 2)
+                x = torch.cat([head, _interleave(self.time_conv(rest, stream))], 2)
         conv = cast(nn.Conv2d, self.resample[1])
         return ops.causal_conv3d(x, conv.weight.unsqueeze(2), conv.bias, upsample=True)[0]
+
+
+def _interleave(x: Tensor) -> Tensor:
+    """The two halves of the channels become frames in turn: `[B, 2C, T, H, W]` -> `[B, C, 2T, H, W]`."""
+    halves: Tensor = x.unflatten(1, (2, -1))
+    return halves.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)
 
 
 def average_down(x: Tensor, out_channels: int, time: int, space: int) -> Tensor:
@@ -215,8 +267,10 @@ class UpBlock(nn.Module):
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
         start = x
-        for block in self.resnets:
-            x = block(x, stream)
-        for upsample in [self.upsampler] if self.upsampler is not None else self.upsamplers or []:
-            x = upsample(x, stream)
+        for layer in self.layers():
+            x = layer(x, stream)
         return x + repeat_up(start, self.out_channels, self.time, 2, stream.first) if self.shortcut else x
+
+    def layers(self) -> list[Layer]:
+        """What runs one after the other, beside the shortcut."""
+        return [*self.resnets, *([self.upsampler] if self.upsampler is not None else self.upsamplers or [])]
