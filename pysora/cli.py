@@ -59,6 +59,14 @@ def generate(
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
     memory: Annotated[str | None, typer.Option(help="Bound above the model, such as 4GB.")] = None,
+    preset: Annotated[str, typer.Option(help="exact, or fast: leaves work out and says how wrong that is.")] = "exact",
+    max_error: Annotated[
+        float | None, typer.Option(help="Change up to which outputs are reused, 0 to 1.", show_default="the preset's")
+    ] = None,
+    guidance_interval: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar="LOW HIGH", help="Noise levels with guidance, 0 to 1.", show_default="the preset's"),
+    ] = None,
 ) -> None:
     """Make a video for each prompt.
 
@@ -70,9 +78,12 @@ def generate(
 
     pysora generate "a red ball bounces on grass" --frames 1 -o ball.png
 
+    pysora generate "a cat jumps on the beach" --preset fast -o jump.mp4
+
     pysora generate "a car" --model ./Wan2.1-T2V-1.3B-Diffusers --dtype bf16 --memory 8GB -o car.mp4
     """
     with _reported():
+        from pysora.approximation import summary
         from pysora.media import check_output
 
         names = output or [Path(_slug(prompts[0]) + (".png" if frames == 1 else ".mp4"))]
@@ -91,6 +102,9 @@ def generate(
                 n=n,
                 sampler=sampler,
                 memory=memory,
+                preset=preset,
+                max_error=max_error,
+                guidance_interval=guidance_interval,
                 on_step=on_step,
                 size=size,
                 frames=frames,
@@ -103,6 +117,9 @@ def generate(
         for i, video in enumerate(videos):
             for target in targets[i * len(names) : (i + 1) * len(names)]:
                 typer.echo(video.save(target))
+        accounts = [video.meta["approximation"] for video in videos]
+        if any(account["calls"] < account["calls_exact"] for account in accounts):
+            stderr.print(summary(accounts))
         stderr.print(f"{videos[0]!r}, seed {videos[0].meta['seed']}")
 
 

@@ -31,6 +31,9 @@ def generate(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     memory: str | float | None = None,
+    preset: str = "exact",
+    max_error: float | None = None,
+    guidance_interval: tuple[float, float] | None = None,
     latents: Tensor | None = None,
     prompt_embeds: Tensor | Sequence[Tensor] | None = None,
     on_step: OnStep | None = None,
@@ -46,6 +49,10 @@ def generate(
     seed: decides the video, 0 to 2**32 - 1; None draws one, found in `Video.meta["seed"]`. n: videos per prompt; the
         first is that of n = 1, and a prompt's video does not depend on the others in its batch.
     dtype, device: see `pysora.load`. memory: upper bound above the model, in bytes or "4GB".
+    preset: "exact", or "fast", which leaves work out and says in `Video.meta["approximation"]` what, and how wrong the
+        latents are estimated to be; docs/fast.md. max_error, guidance_interval: one of its knobs, over the preset's:
+        the relative change up to which the transformer's output is reused (0 to 1; 0: never); the (lowest, highest)
+        noise level with guidance (0 to 1).
     latents: fp32 [C, T, H, W] or [B, C, T, H, W], start from these instead of noise.
     prompt_embeds: instead of a prompt, [M, text_dim] or [B, M, text_dim] of the text encoder (zero rows at the end are
         padding), or a pair of these for the prompt and the negative prompt.
@@ -71,4 +78,7 @@ def generate(
         seed=seed,
         n=n,
         sampler=sampler,
+        preset=preset,
+        max_error=max_error,
+        guidance_interval=guidance_interval,
     )

@@ -6,7 +6,6 @@ Letters: B videos, C latent channels, T H W latent grid, L tokens, M text tokens
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,11 +16,13 @@ import torch
 from torch import Tensor
 
 from pysora import footprint, ops
+from pysora.approximation import Account
 from pysora.checkpoint import save_module, write_json
 from pysora.conditioning import TextConditions, stack, trim
 from pysora.media import Frames, Video
 from pysora.models.dit import DiT, TextContext
 from pysora.models.vae import VAE
+from pysora.prediction import Predictor, guided_steps, reuse_bytes
 from pysora.request import Defaults, Grid, Request, check_request, parse_memory
 from pysora.sampling import Plan, SamplerSettings, plan
 
@@ -116,13 +117,14 @@ class Pipeline:
             embedded=None if given is None else len(given[0]),
         )
         schedule = plan(request.sampler, request.steps, request.shift)
+        guided = guided_steps(schedule, request)
         self._check_memory(request, memory)
         for note in request.notes():
             logger.warning("%s", note)
         start = self._start(request, latents)
         positive, negative = self._conditions(request, given)
-        clean = self._denoise(start, schedule, positive, negative, request.guidance, on_step)
-        videos = [self._video(request, clean[i], i, seeded=latents is None) for i in range(request.batch)]
+        clean, accounts = self._denoise(start, schedule, request, guided, (positive, negative), on_step)
+        videos = [self._video(request, clean[i], i, accounts[i], latents is None) for i in range(request.batch)]
         return videos[0] if request.batch == 1 and not isinstance(prompt, list | tuple) else videos
 
     def decode(self, latents: Tensor) -> Frames:
@@ -170,6 +172,7 @@ class Pipeline:
         item = self.dtype.itemsize
         rows = self.text.text_length
         denoising = footprint.denoising(self.dit.config, request.batch, (T, H // ph, W // pw), rows, item)
+        denoising += reuse_bytes(self.dit.config, request, C * T * H * W, rows, item)
         decoding = footprint.decoding(self.vae.config, request.made_frames, height, width, item)
         # Finished frames, twice while the last video's chunks are joined.
         frames = (request.batch + 1) * request.made_frames * height * width * 3
@@ -224,27 +227,27 @@ class Pipeline:
         self,
         x: Tensor,
         schedule: Plan,
-        positive: TextContext,
-        negative: TextContext | None,
-        guidance: float,
+        request: Request,
+        guided: Sequence[bool],
+        texts: tuple[TextContext, TextContext | None],
         on_step: OnStep | None,
-    ) -> Tensor:
-        """Noise [B, C, T, H, W] -> clean latents; the state stays fp32, the model sees its own dtype."""
-        tokens = math.prod(self.dit.grid(x.shape)) if self.expand_timesteps else None
-        steps = len(schedule)
+    ) -> tuple[Tensor, list[Account]]:
+        """Noise [B, C, T, H, W] -> clean latents, and what was left out of each video.
+
+        The state stays fp32, the model sees its own dtype.
+        """
+        predict = Predictor(self.dit, schedule, request, guided, *texts, per_token=self.expand_timesteps)
+        guidance, steps = request.guidance, len(schedule)
         history: list[Tensor] = []
         for i in range(steps):
-            timestep = schedule.timesteps[i].to(x.device)
-            timestep = timestep.expand(len(x)) if tokens is None else timestep.expand(len(x), tokens)
-            velocity = self.dit(x, timestep, positive)
-            unguided = None if negative is None else self.dit(x, timestep, negative)
+            velocity, unguided = predict(i, x)
             x, history = schedule.advance(i, x, velocity, history, prediction_uncond=unguided, guidance=guidance)
             _check_finite(x, f"step {i + 1} of {steps}: the latents are", self.dtype)
             if on_step is not None and on_step(i + 1, steps, x) is False:
                 raise Cancelled(i + 1, steps, x)
-        return x
+        return x, predict.accounts(x)
 
-    def _video(self, request: Request, latents: Tensor, i: int, seeded: bool) -> Video:
+    def _video(self, request: Request, latents: Tensor, i: int, account: Account, seeded: bool) -> Video:
         """Decode video i, crop it to the middle and cut it to the length that was asked for."""
         frames = self.decode(latents)
         (width, height), (made_width, made_height) = request.size, request.made_size
@@ -260,6 +263,7 @@ class Pipeline:
             "guidance": request.guidance,
             "shift": request.shift,
             "sampler": request.sampler,
+            "approximation": account.to_dict(request.approximation),
             "dtype": str(self.dtype).removeprefix("torch."),
             "notes": request.notes(),
         }

@@ -12,13 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from pysora.approximation import PRESETS, Approximation
+
 SEEDS = 1 << 32
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 # Far beyond any machine: larger numbers are typing errors, and would only slow down the arithmetic.
 LARGEST = 1 << 20
 
 # The arguments of `generate` that a request is made of, beside the prompt.
-OPTIONS = frozenset(("size", "frames", "fps", "steps", "guidance", "shift", "negative_prompt", "seed", "n", "sampler"))
+OPTIONS = frozenset(
+    ("size", "frames", "fps", "steps", "guidance", "shift", "negative_prompt", "seed", "n", "sampler", "preset")
+) | {knob.name for knob in fields(Approximation)}
 
 Size = str | tuple[int, int]
 
@@ -67,6 +71,7 @@ class Request:
 
     size, frames: exactly what was asked; made_size, made_frames: what the model makes, at least as large.
     prompts: None where embeddings were given. copies: the noise's sample number of each video.
+    approximation: the preset with the knobs that were given beside it.
     """
 
     prompts: tuple[str, ...] | None
@@ -82,6 +87,7 @@ class Request:
     shift: float
     sampler: str
     seed: int
+    approximation: Approximation
 
     @property
     def batch(self) -> int:
@@ -163,6 +169,7 @@ def check_request(
         shift=_number("shift", _given(options, "shift", shift), 100),
         sampler=_given(options, "sampler", sampler),
         seed=_seed(options.get("seed")),
+        approximation=_approximation(options),
     )
 
 
@@ -191,6 +198,26 @@ def _negatives(negative: Any, count: int) -> list[str]:
     if len(negatives) != count:
         raise ValueError(f"negative_prompt must be one text or one for each of {count} prompts, got {len(negatives)}")
     return list(negatives)
+
+
+def _approximation(options: Mapping[str, Any]) -> Approximation:
+    name = _given(options, "preset", "exact")
+    if not isinstance(name, str) or name not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
+    preset = PRESETS[name]
+    return Approximation(
+        max_error=_number("max_error", _given(options, "max_error", preset.max_error), 1, zero=True),
+        guidance_interval=_interval(_given(options, "guidance_interval", preset.guidance_interval)),
+    )
+
+
+def _interval(value: Any) -> tuple[float, float]:
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        raise TypeError(f"guidance_interval must be (lowest, highest) noise level, got {value!r}")
+    low, high = (_number("guidance_interval", level, 1, zero=True) for level in value)
+    if low > high:
+        raise ValueError(f"guidance_interval must be (lowest, highest) noise level, got {value!r}")
+    return low, high
 
 
 def _seed(seed: Any) -> int:
