@@ -6,6 +6,7 @@ Letters: B videos, C latent channels, T H W latent grid, L tokens, M text tokens
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,10 +21,13 @@ from pysora.approximation import Account
 from pysora.checkpoint import save_module, write_json
 from pysora.conditioning import TextConditions, stack, trim
 from pysora.media import Frames, Video
+from pysora.memory import parse_memory, readable
 from pysora.models.dit import DiT, TextContext
 from pysora.models.vae import VAE
+from pysora.models.vae_plan import TilePlan
+from pysora.models.vae_tiles import frugally
 from pysora.prediction import Predictor, guided_steps, reuse_bytes
-from pysora.request import Defaults, Grid, Request, check_request, parse_memory
+from pysora.request import Defaults, Grid, Request, check_request
 from pysora.sampling import Plan, SamplerSettings, plan
 
 OnStep = Callable[[int, int, Tensor], bool | None]
@@ -118,26 +122,31 @@ class Pipeline:
         )
         schedule = plan(request.sampler, request.steps, request.shift)
         guided = guided_steps(schedule, request)
-        self._check_memory(request, memory)
+        tiling = self._tiling(request, memory)
         for note in request.notes():
             logger.warning("%s", note)
         start = self._start(request, latents)
         positive, negative = self._conditions(request, given)
         clean, accounts = self._denoise(start, schedule, request, guided, (positive, negative), on_step)
-        videos = [self._video(request, clean[i], i, accounts[i], latents is None) for i in range(request.batch)]
+        videos = [self._video(request, clean[i], i, accounts[i], latents is None, tiling) for i in range(request.batch)]
         return videos[0] if request.batch == 1 and not isinstance(prompt, list | tuple) else videos
 
-    def decode(self, latents: Tensor) -> Frames:
-        """Normalised latents [C, T, H, W] -> frames uint8 [F, H*s, W*s, 3], one latent frame at a time."""
+    def decode(self, latents: Tensor, tiling: TilePlan | None = None) -> Frames:
+        """Normalised latents [C, T, H, W] -> frames uint8 [F, H*s, W*s, 3], one latent frame at a time.
+
+        tiling: of `vae.decoding` for these latents, to keep to its bound of memory; None does without tiles.
+        """
         weight = self.vae.post_quant_conv.weight
         z = self.vae.denormalize(latents[None].to(weight.device, weight.dtype))
-        chunks = []
+        way = tiling or self.vae.decoding(z.shape, 1, z.element_size()).whole()
+        frames = np.empty((self.vae.frames(z.shape[2]), way.rows, way.cols, 3), np.uint8)
+        pieces = self.vae.decode_pieces(z, way)
         with torch.no_grad():
-            for chunk in self.vae.decode_frames(z):
-                _check_finite(chunk, "the decoded frames are", weight.dtype)
-                pixels = (chunk[0].float() * 127.5 + 127.5).round().to(torch.uint8)
-                chunks.append(pixels.permute(1, 2, 3, 0).cpu().numpy())
-        return np.concatenate(chunks)
+            for start, rows, cols, values, _ in frugally(pieces) if tiling else pieces:
+                _check_finite(values, "the decoded frames are", weight.dtype)
+                pixels = (values[0].float() * 127.5 + 127.5).round().to(torch.uint8)
+                frames[start : start + pixels.shape[1], rows, cols] = pixels.permute(1, 2, 3, 0).cpu().numpy()
+        return frames
 
     def save(self, path: str | Path) -> None:
         """Write the checkpoint in the diffusers layout, which `pysora.load` and diffusers' WanPipeline open."""
@@ -164,31 +173,33 @@ class Pipeline:
         }
         write_json(path / "model_index.json", index)
 
-    def need(self, request: Request) -> int:
-        """Bytes above the model that a request takes at most."""
+    def _tiling(self, request: Request, memory: str | float | None) -> TilePlan | None:
+        """How to decode within what the bound leaves; None, without tiles, where nothing binds.
+
+        Raises ValueError where the bound, or all there is, cannot suffice.
+        """
         C, T, H, W = self.latent_shape(request)
         _, ph, pw = self.dit.config.patch_size
-        width, height = request.made_size
-        item = self.dtype.itemsize
-        rows = self.text.text_length
+        item, rows = self.dtype.itemsize, self.text.text_length
         denoising = footprint.denoising(self.dit.config, request.batch, (T, H // ph, W // pw), rows, item)
         denoising += reuse_bytes(self.dit.config, request, C * T * H * W, rows, item)
-        decoding = footprint.decoding(self.vae.config, request.made_frames, height, width, item)
-        # Finished frames, twice while the last video's chunks are joined.
-        frames = (request.batch + 1) * request.made_frames * height * width * 3
-        return max(denoising, decoding + frames + request.batch * C * T * H * W * 4)
-
-    def _check_memory(self, request: Request, memory: str | float | None) -> None:
-        need = self.need(request)
+        # Beside the decoder: the texts, the latents before and after the loop, the frames.
+        pixels = request.made_frames * math.prod(request.made_size)
+        kept = request.batch * (footprint.texts(self.dit.config, rows, item) + 2 * C * T * H * W * 4 + pixels * 3)
+        job = self.vae.decoding((1, C, T, H, W), 1, self.vae.post_quant_conv.weight.itemsize)
+        total = footprint.available(self.device)
         model = sum(p.nbytes for module in (self.dit, self.vae) for p in module.parameters())
+        allowed = total - model if memory is None else min(parse_memory(memory), total - model)
+        found = job.fitting(allowed, kept) if denoising <= allowed else None
+        if found is not None:
+            return None if memory is None and len(found.tiles) == 1 else found
+        need = max(denoising, job.least(kept))
         size = "{}x{}".format(*request.size)
         what = f"{request.batch} video{'s' * (request.batch > 1)} of {size} with {request.frames} frames"
-        needed = f"{what} would need about {footprint.readable(need)} of memory above the model's"
-        if memory is not None and need > (allowed := parse_memory(memory)):
-            raise ValueError(f"{needed}, more than the {footprint.readable(allowed)} that memory allows")
-        total = footprint.available(self.device)
-        if need + model > total:
-            raise ValueError(f"{needed} {footprint.readable(model)}, and there are {footprint.readable(total)} in all")
+        needed = f"{what} would need about {readable(need)} of memory above the model's"
+        if memory is not None and need > parse_memory(memory):
+            raise ValueError(f"{needed}, more than the {readable(parse_memory(memory))} that memory allows")
+        raise ValueError(f"{needed} {readable(model)}, and there are {readable(total)} in all")
 
     def _start(self, request: Request, latents: Tensor | None) -> Tensor:
         """The latents to start from, fp32 [B, C, T, H, W]: the caller's, or noise that the seed decides."""
@@ -247,9 +258,11 @@ class Pipeline:
                 raise Cancelled(i + 1, steps, x)
         return x, predict.accounts(x)
 
-    def _video(self, request: Request, latents: Tensor, i: int, account: Account, seeded: bool) -> Video:
+    def _video(
+        self, request: Request, latents: Tensor, i: int, account: Account, seeded: bool, tiling: TilePlan | None
+    ) -> Video:
         """Decode video i, crop it to the middle and cut it to the length that was asked for."""
-        frames = self.decode(latents)
+        frames = self.decode(latents, tiling)
         (width, height), (made_width, made_height) = request.size, request.made_size
         top, left = (made_height - height) // 2, (made_width - width) // 2
         frames = frames[: request.frames, top : top + height, left : left + width]

@@ -5,7 +5,6 @@ Everything here is plain arithmetic on plain values, so that a bad request is re
 
 from __future__ import annotations
 
-import math
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,6 @@ from typing import Any
 from pysora.approximation import PRESETS, Approximation
 
 SEEDS = 1 << 32
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 # Far beyond any machine: larger numbers are typing errors, and would only slow down the arithmetic.
 LARGEST = 1 << 20
 
@@ -115,20 +113,6 @@ def parse_size(size: Size) -> tuple[int, int]:
     if not isinstance(size, Sequence) or len(size) != 2:
         raise TypeError(f"size must be (width, height) or text such as '128x96', got {size!r}")
     return _whole("width", size[0], LARGEST), _whole("height", size[1], LARGEST)
-
-
-def parse_memory(memory: str | int | float) -> int:
-    """Bytes from a number or from text such as "4GB" or "1.5 GiB". ValueError or TypeError on anything else."""
-    if isinstance(memory, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([A-Za-z]*)\s*", memory)
-        if match is None or match[2].upper() not in UNITS:
-            raise ValueError(f"memory must be bytes or text such as '4GB' or '512MiB', got {memory!r}")
-        memory = float(match[1]) * UNITS[match[2].upper()]
-    if isinstance(memory, bool) or not isinstance(memory, int | float):
-        raise TypeError(f"memory must be bytes or text such as '4GB', got {memory!r}")
-    if not 1 <= memory < math.inf:
-        raise ValueError(f"memory must be at least one byte, got {memory!r}")
-    return int(memory)
 
 
 def check_request(

@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 
 import pysora
 from pysora.checkpoint import CheckpointError
+from pysora.memory import parse_memory
 from pysora.pipeline import Pipeline
-from pysora.request import parse_memory, parse_size
+from pysora.request import parse_size
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pysora.memory import parse_memory
+from pysora.memory import parse_memory, returned_at_once
 from pysora.models.vae_blocks import (
     CausalConv3d,
     Downsample,
@@ -30,7 +30,7 @@ from pysora.models.vae_blocks import (
     UpBlock,
 )
 from pysora.models.vae_plan import Job, TilePlan
-from pysora.models.vae_tiles import Piece, complete, through, through_tiles
+from pysora.models.vae_tiles import Piece, complete, frugally, through, through_tiles
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class VAE(nn.Module):
         job = self.encoding(video.shape, chunk, video.element_size())
         if memory is None:
             return self._moments(video, chunk, job.whole())
-        with torch.no_grad():
+        with torch.no_grad(), returned_at_once():
             return self._moments(video, chunk, job.within(parse_memory(memory)))
 
     def _moments(self, video: Tensor, chunk: int | None, plan: TilePlan) -> tuple[Tensor, Tensor]:
@@ -224,8 +224,7 @@ class VAE(nn.Module):
         # The caller still has the last frames while the next are made.
         kept = 2 * chunk * self.temporal_factor * frame
         plan = job.within(parse_memory(memory), kept, self._video_bytes(latents))
-        pieces = torch.no_grad()(self.decode_pieces)(latents, plan, chunk)
-        return complete(pieces, plan.rows, plan.cols)
+        return complete(frugally(self.decode_pieces(latents, plan, chunk)), plan.rows, plan.cols)
 
     def decode(self, latents: Tensor, chunk: int = 1, memory: str | float | None = None) -> Tensor:
         """All frames of `decode_frames`, `[B, 3, F, H*s, W*s]`; `memory` includes them."""
@@ -235,9 +234,8 @@ class VAE(nn.Module):
         video = self._video_bytes(latents)
         plan = job.within(parse_memory(memory), video, video)
         out = latents.new_empty(latents.shape[0], 3, self.frames(latents.shape[2]), plan.rows, plan.cols)
-        with torch.no_grad():
-            for start, rows, cols, values, _ in self.decode_pieces(latents, plan, chunk):
-                out[:, :, start : start + values.shape[2], rows, cols] = values
+        for start, rows, cols, values, _ in frugally(self.decode_pieces(latents, plan, chunk)):
+            out[:, :, start : start + values.shape[2], rows, cols] = values
         return out
 
     def frames(self, T: int) -> int:

@@ -19,8 +19,8 @@ from pysora.models.vae_tiles import Tile, Window, windows
 # Parts along one side of the frame. More and smaller tiles would be halo for the most part.
 PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 SMALLEST = 4
-# Code that oneDNN writes for the shapes, stacks of threads, pages that the C library keeps.
-ALLOWANCE = 24 << 20
+# What the first use of the libraries brings: their code, threads, buffers to pack operands in.
+ALLOWANCE = 48 << 20
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from pysora.memory import returned_at_once
 from pysora.models.vae_blocks import (
     CausalConv3d,
     Downsample,
@@ -196,3 +197,10 @@ def complete(pieces: Iterable[Piece], rows: int, cols: int) -> Iterator[Tensor]:
             if piece.last:
                 yield waiting.pop(piece.start)
         del piece, values
+
+
+@torch.no_grad()
+def frugally(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The same pieces, made without a record for gradients and without memory kept for later."""
+    with returned_at_once():
+        yield from pieces
