@@ -23,6 +23,7 @@ def build_info() -> dict[str, str]:
     """Return version, compiler, cuda_compiler (empty where none was found) and threads (OpenMP or own pool)."""
 
 def noise(out: Tensor | Raw, seed: int, sample: int, origin: Sequence[int], threads: int) -> None: ...
+def norm_silu(x: Tensor | Raw, gamma: Tensor | Raw, silu: bool, out: Tensor | Raw, threads: int) -> None: ...
 def patch_embed_workspace(D: int, depth: int, threads: int) -> int:
     """Return the fp32 values of workspace that `patch_embed` needs; depth is C*pt*ph*pw."""
 

@@ -127,6 +127,40 @@ const Tensor& Tensor::contiguous() const {
   return *this;
 }
 
+const Tensor& Tensor::dense_rows() const {
+  const int last = t_.ndim - 1;
+  if (t_.shape[last] > 1 && t_.strides[last] != 1)
+    fail("the last dimension side by side", "a stride of " + std::to_string(t_.strides[last]));
+  return *this;
+}
+
+Values optional_vector(py::handle object, const char* name, std::int64_t n) {
+  if (object.is_none()) return {};
+  return Tensor(object, name).shape({n}).dense_rows().values();
+}
+
+TimestepRows timestep_rows(const Tensor& table, py::handle index_, std::int64_t B, std::int64_t L) {
+  TimestepRows rows{};
+  const std::int64_t U = table.size(0);
+  rows.first = table.values(), rows.stride = table.stride(0), rows.per_sample = U == 1 ? 0 : 1;
+  if (index_.is_none()) {
+    if (U != 1 && U != B) table.fail("1 or B = " + std::to_string(B) + " rows without an index", std::to_string(U));
+    return rows;
+  }
+  const Tensor index(index_, "index");
+  if (index.int32().ndim() == 1) {
+    rows.index_strides[1] = index.shape({L}).stride(0);
+  } else {
+    index.shape({B, L}).strides(rows.index_strides);
+  }
+  rows.index = index.data<const std::int32_t>();
+  for (std::int64_t b = 0; b < (index.ndim() == 1 ? 1 : B); ++b)
+    for (std::int64_t l = 0; l < L; ++l)
+      if (rows.row(b, l) < 0 || rows.row(b, l) >= U)
+        index.fail("rows from 0 to " + std::to_string(U - 1), std::to_string(rows.row(b, l)));
+  return rows;
+}
+
 int checked_threads(int threads) {
   if (threads < 1) throw py::value_error("threads: need at least 1, got " + std::to_string(threads));
   return threads;

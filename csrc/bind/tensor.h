@@ -9,6 +9,7 @@
 
 #include "pysora/dlpack.h"
 #include "pysora/dtype.h"
+#include "pysora/timestep_rows.h"
 
 namespace pysora {
 
@@ -36,8 +37,10 @@ class Tensor {
   const Tensor& dtype(Dtype wanted) const;
   const Tensor& int32() const;
   const Tensor& contiguous() const;
-  Dtype dtype() const;  // f32 or bf16
+  const Tensor& dense_rows() const;  // the values of the last dimension lie side by side
+  Dtype dtype() const;               // f32 or bf16
 
+  int ndim() const { return t_.ndim; }
   std::int64_t size(int i) const { return t_.shape[i]; }
   std::int64_t stride(int i) const { return t_.strides[i]; }
   std::int64_t numel() const;
@@ -53,12 +56,19 @@ class Tensor {
   T* data() const {
     return reinterpret_cast<T*>(static_cast<char*>(t_.data) + t_.byte_offset);
   }
+  Values values() const { return {data<const void>(), dtype()}; }
   [[noreturn]] void fail(const std::string& needed, const std::string& seen) const;
 
  private:
   DLTensor t_;
   const char* name_;
 };
+
+// A vector of n values that may be None, of either dtype.
+Values optional_vector(py::handle object, const char* name, std::int64_t n);
+
+// A table [U, ...] and the row of it that each of B * L tokens takes; index is int32 [L] or [B, L], or None.
+TimestepRows timestep_rows(const Tensor& table, py::handle index, std::int64_t B, std::int64_t L);
 
 // The threads a caller asked for, at least one.
 int checked_threads(int threads);

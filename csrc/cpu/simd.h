@@ -19,6 +19,8 @@ constexpr int W = 4;
 
 typedef float Vec __attribute__((vector_size(W * 4)));
 typedef std::int32_t IVec __attribute__((vector_size(W * 4)));
+typedef std::uint32_t UVec __attribute__((vector_size(W * 4)));
+typedef std::uint16_t HVec __attribute__((vector_size(W * 2)));
 
 inline Vec splat(float x) {
   return x - Vec{};
@@ -50,9 +52,12 @@ inline float max_lane(Vec v) {
 }
 
 inline float sum_lanes(Vec v) {
-  float total = 0;
-  for (int i = 0; i < W; ++i) total += v[i];
-  return total;
+  typedef float Quad __attribute__((vector_size(16)));
+  Quad part[W / 4];
+  std::memcpy(part, &v, sizeof v);
+  Quad total = part[0];
+  for (int i = 1; i < W / 4; ++i) total = total + part[i];
+  return (total[0] + total[2]) + (total[1] + total[3]);
 }
 
 // a * b + c, fused where the instruction set can.
@@ -116,6 +121,25 @@ inline void from_float(float x, Bf16& y) {  // to the nearest, ties to even; NaN
   std::uint32_t u;
   std::memcpy(&u, &x, 4);
   y.bits = static_cast<std::uint16_t>(x != x ? 0x7FC0 : (u + 0x7FFF + (u >> 16 & 1)) >> 16);
+}
+
+inline Vec load(const Bf16* p) {
+  HVec half;
+  std::memcpy(&half, p, sizeof half);
+#if defined(__AVX512F__)  // GCC widens in two halves by itself
+  return from_bits(reinterpret_cast<IVec>(_mm512_maskz_cvtepu16_epi32(0xFFFF, reinterpret_cast<__m256i>(half))) << 16);
+#elif defined(__AVX2__)
+  return from_bits(reinterpret_cast<IVec>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(half))) << 16);
+#else
+  return from_bits(__builtin_convertvector(half, IVec) << 16);
+#endif
+}
+// As `from_float`, to the last subnormal: `vcvtneps2bf16` would make zeros of those.
+inline void store(Bf16* p, Vec v) {
+  const UVec u = reinterpret_cast<UVec>(v);
+  const UVec rounded = (u + 0x7FFF + (u >> 16 & 1)) >> 16;
+  const HVec half = __builtin_convertvector(v != v ? UVec{} + 0x7FC0 : rounded, HVec);
+  std::memcpy(p, &half, sizeof half);
 }
 
 }  // namespace

@@ -53,6 +53,14 @@ def refuses(dtypes: tuple[torch.dtype, ...], **tensors: Tensor | None) -> str | 
     return None
 
 
+def scattered(**tensors: Tensor | None) -> str | None:
+    """Return why kernels that read whole rows cannot take these tensors, or None: their last stride must be 1."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.ndim and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+            return f"{name} has a stride of {tensor.stride(-1)} in its last dimension"
+    return None
+
+
 def has_exchange_table() -> bool:
     """Return whether this torch lets native code read a tensor through DLPack's exchange table."""
     return hasattr(Tensor, "__dlpack_c_exchange_api__")

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pysora.ops import _cpu as _native
 from pysora.ops._checks import at_least_fp32, need, need_shape
 from pysora.ops._registry import op
 
@@ -43,3 +44,19 @@ def norm_silu(x: Tensor, gamma: Tensor, silu: bool = True) -> Tensor:
     length = y.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
     y = y / length * (gamma.to(y.dtype) * x.shape[1] ** 0.5).view(-1, *[1] * (x.ndim - 2))
     return (F.silu(y) if silu else y).to(x.dtype)
+
+
+def _cpu(x: Tensor, gamma: Tensor, silu: bool) -> Tensor:
+    out = _fake(x, gamma, silu)
+    _native.native().norm_silu(*map(_native.borrow, (x, gamma)), silu, _native.borrow(out), _native.threads())
+    return out
+
+
+def _cpu_refuses(x: Tensor, gamma: Tensor, silu: bool) -> str | None:
+    reason = _native.refuses(_native.NATIVE_DTYPES, x=x, gamma=gamma) or _native.scattered(gamma=gamma)
+    if reason is None and x.ndim in (4, 5) and 1 not in (x.stride(1), x.stride(-1)):
+        reason = f"x has strides {list(x.stride())}: neither its channels nor its pixels lie side by side"
+    return reason
+
+
+norm_silu.register("cpu", _cpu, _cpu_refuses, _native.unavailable)

@@ -1,5 +1,6 @@
 #pragma once
 #include "pysora/noise.h"
+#include "pysora/norm_silu.h"
 #include "pysora/patch_embed.h"
 #include "pysora/sampler_step.h"
 #include "pysora/spacetime_attention.h"
