@@ -22,6 +22,25 @@ def use_cpu_isa(isa: str) -> None:
 def build_info() -> dict[str, str]:
     """Return version, compiler, cuda_compiler (empty where none was found) and threads (OpenMP or own pool)."""
 
+def adaln(
+    x: Tensor | Raw,
+    table: Tensor | Raw | None,
+    index: Tensor | Raw | None,
+    gain: Tensor | Raw | None,
+    bias: Tensor | Raw | None,
+    eps: float,
+    layer: bool,
+    out: Tensor | Raw,
+    threads: int,
+) -> None: ...
+def gate_residual(
+    x: Tensor | Raw,
+    y: Tensor | Raw,
+    gate: Tensor | Raw,
+    index: Tensor | Raw | None,
+    out: Tensor | Raw,
+    threads: int,
+) -> None: ...
 def noise(out: Tensor | Raw, seed: int, sample: int, origin: Sequence[int], threads: int) -> None: ...
 def norm_silu(x: Tensor | Raw, gamma: Tensor | Raw, silu: bool, out: Tensor | Raw, threads: int) -> None: ...
 def patch_embed_workspace(D: int, depth: int, threads: int) -> int:

@@ -22,7 +22,16 @@ def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def rows_per_token(table: Tensor, index: Tensor | None, B: int, L: int, name: str) -> Tensor:
+def need_rows(table: Tensor, index: Tensor | None, B: int, L: int, name: str) -> None:
+    """Raise ValueError unless `rows_per_token` can pick a row of `table` for each of L tokens of B samples."""
+    if index is None:
+        need(table.shape[0] in (1, B), name, f"1 or B = {B} rows where index is None", table.shape[0])
+    else:
+        need(index.dtype in (torch.int32, torch.int64), "index", "int32", index.dtype)
+        need(tuple(index.shape) in ((L,), (B, L)), "index", f"[L] = [{L}] or [B, L] = [{B}, {L}]", list(index.shape))
+
+
+def rows_per_token(table: Tensor, index: Tensor | None) -> Tensor:
     """Pick each token's row of a table that has one row per distinct timestep.
 
     Args:
@@ -33,9 +42,6 @@ def rows_per_token(table: Tensor, index: Tensor | None, B: int, L: int, name: st
         `[1 or B, 1 or L, ...]`, which broadcasts against `[B, L, ...]`.
     """
     if index is None:
-        need(table.shape[0] in (1, B), name, f"1 or B = {B} rows where index is None", table.shape[0])
         return table.unsqueeze(1)
-    need(index.dtype in (torch.int32, torch.int64), "index", "int32", index.dtype)
-    need(tuple(index.shape) in ((L,), (B, L)), "index", f"[L] = [{L}] or [B, L] = [{B}, {L}]", list(index.shape))
     rows = table[index.long()]
     return rows if index.ndim == 2 else rows.unsqueeze(0)

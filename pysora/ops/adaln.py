@@ -6,17 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pysora.ops._checks import at_least_fp32, need, need_shape, rows_per_token
+from pysora.ops import _cpu as _native
+from pysora.ops._checks import at_least_fp32, need, need_rows, need_shape, rows_per_token
 from pysora.ops._registry import op
 
 
-def _check(x: Tensor, table: Tensor | None, gain: Tensor | None, bias: Tensor | None, norm: str) -> None:
+def _check(
+    x: Tensor, table: Tensor | None, index: Tensor | None, gain: Tensor | None, bias: Tensor | None, norm: str
+) -> None:
     need(x.ndim == 3, "x", "[B, L, D]", list(x.shape))
     need(norm in ("layer", "rms"), "norm", "'layer' or 'rms'", repr(norm))
     D = x.shape[2]
     if table is not None:
         need(table.ndim == 3, "table", "[U, 2, D]", list(table.shape))
         need_shape(table, "table", "[U, 2, D]", (table.shape[0], 2, D))
+        need_rows(table, index, x.shape[0], x.shape[1], "table")
     for name, vector in (("gain", gain), ("bias", bias)):
         if vector is not None:
             need_shape(vector, name, "[D]", (D,))
@@ -31,7 +35,7 @@ def _fake(
     eps: float,
     norm: str,
 ) -> Tensor:
-    _check(x, table, gain, bias, norm)
+    _check(x, table, index, gain, bias, norm)
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
@@ -67,7 +71,7 @@ def adaln(
 
     Sources: Ba et al. 2016 (layer norm); Peebles and Xie 2023, section 3.2 (adaLN).
     """
-    _check(x, table, gain, bias, norm)
+    _check(x, table, index, gain, bias, norm)
     y = x.to(at_least_fp32(x.dtype))
     wide_gain = None if gain is None else gain.to(y.dtype)
     if norm == "layer":
@@ -80,6 +84,41 @@ def adaln(
         y = y if wide_gain is None else y * wide_gain
     y = y if bias is None else y + bias.to(y.dtype)
     if table is not None:
-        shift, scale = rows_per_token(table.to(y.dtype), index, x.shape[0], x.shape[1], "table").unbind(-2)
+        shift, scale = rows_per_token(table.to(y.dtype), index).unbind(-2)
         y = y * (1 + scale) + shift
     return y.to(x.dtype).contiguous()
+
+
+def _cpu(
+    x: Tensor,
+    table: Tensor | None,
+    index: Tensor | None,
+    gain: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    norm: str,
+) -> Tensor:
+    out = _fake(x, table, index, gain, bias, eps, norm)
+    inputs = map(_native.borrow, (x, table, index, gain, bias))
+    _native.native().adaln(*inputs, eps, norm == "layer", _native.borrow(out), _native.threads())
+    return out
+
+
+def _cpu_refuses(
+    x: Tensor,
+    table: Tensor | None,
+    index: Tensor | None,
+    gain: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    norm: str,
+) -> str | None:
+    floats = {"x": x, "table": table, "gain": gain, "bias": bias}
+    return (
+        _native.refuses(_native.NATIVE_DTYPES, **floats)
+        or _native.refuses((torch.int32,), index=index)
+        or _native.scattered(**floats)
+    )
+
+
+adaln.register("cpu", _cpu, _cpu_refuses, _native.unavailable)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pysora.ops._checks import at_least_fp32, need, need_shape, rows_per_token
+from pysora.ops import _cpu as _native
+from pysora.ops._checks import at_least_fp32, need, need_rows, need_shape, rows_per_token
 from pysora.ops._registry import op
 
 
-def _check(x: Tensor, y: Tensor, gate: Tensor) -> None:
+def _check(x: Tensor, y: Tensor, gate: Tensor, index: Tensor | None) -> None:
     need(x.ndim == 3, "x", "[B, L, D]", list(x.shape))
     need_shape(y, "y", "[B, L, D] as x", tuple(x.shape))
     need(gate.ndim == 2 and gate.shape[1] == x.shape[2], "gate", f"[U, D = {x.shape[2]}]", list(gate.shape))
+    need_rows(gate, index, x.shape[0], x.shape[1], "gate")
 
 
 def _fake(x: Tensor, y: Tensor, gate: Tensor, index: Tensor | None) -> Tensor:
-    _check(x, y, gate)
+    _check(x, y, gate, index)
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
@@ -37,7 +39,24 @@ def gate_residual(x: Tensor, y: Tensor, gate: Tensor, index: Tensor | None = Non
 
     Source: Peebles and Xie 2023, section 3.2 (adaLN-Zero).
     """
-    _check(x, y, gate)
+    _check(x, y, gate, index)
     wide = at_least_fp32(x.dtype)
-    rows = rows_per_token(gate.to(wide), index, x.shape[0], x.shape[1], "gate")
+    rows = rows_per_token(gate.to(wide), index)
     return (x.to(wide) + y.to(wide) * rows).to(x.dtype).contiguous()
+
+
+def _cpu(x: Tensor, y: Tensor, gate: Tensor, index: Tensor | None) -> Tensor:
+    out = _fake(x, y, gate, index)
+    _native.native().gate_residual(*map(_native.borrow, (x, y, gate, index, out)), _native.threads())
+    return out
+
+
+def _cpu_refuses(x: Tensor, y: Tensor, gate: Tensor, index: Tensor | None) -> str | None:
+    return (
+        _native.refuses(_native.NATIVE_DTYPES, x=x, y=y, gate=gate)
+        or _native.refuses((torch.int32,), index=index)
+        or _native.scattered(x=x, y=y, gate=gate)
+    )
+
+
+gate_residual.register("cpu", _cpu, _cpu_refuses, _native.unavailable)
