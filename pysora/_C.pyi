@@ -54,6 +54,15 @@ def patch_embed(
     workspace: Tensor | Raw,
     threads: int,
 ) -> None: ...
+def qk_norm_rope(
+    x: Tensor | Raw,
+    gain: Tensor | Raw,
+    cos: Tensor | Raw | None,
+    sin: Tensor | Raw | None,
+    eps: float,
+    out: Tensor | Raw,
+    threads: int,
+) -> None: ...
 def sampler_step(
     sample: Tensor | Raw,
     prediction: Tensor | Raw,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pysora.ops import _cpu as _native
 from pysora.ops._checks import at_least_fp32, need, need_shape
 from pysora.ops._registry import op
 
@@ -58,3 +59,21 @@ def qk_norm_rope(
         turn = torch.complex(cos.to(y.dtype), sin.to(y.dtype)).unsqueeze(1)
         y = torch.view_as_real(torch.view_as_complex(y.contiguous().unflatten(-1, (-1, 2))) * turn).flatten(-2)
     return y.to(x.dtype).contiguous()
+
+
+def _cpu(x: Tensor, gain: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float) -> Tensor:
+    out = _fake(x, gain, cos, sin, eps)
+    inputs = map(_native.borrow, (x, gain, cos, sin))
+    _native.native().qk_norm_rope(*inputs, eps, _native.borrow(out), _native.threads())
+    return out
+
+
+def _cpu_refuses(x: Tensor, gain: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float) -> str | None:
+    return (
+        _native.refuses(_native.NATIVE_DTYPES, x=x, gain=gain)
+        or _native.refuses((torch.float32,), cos=cos, sin=sin)
+        or _native.scattered(x=x, gain=gain, cos=cos, sin=sin)
+    )
+
+
+qk_norm_rope.register("cpu", _cpu, _cpu_refuses, _native.unavailable)

@@ -4,5 +4,6 @@
 #include "pysora/noise.h"
 #include "pysora/norm_silu.h"
 #include "pysora/patch_embed.h"
+#include "pysora/qk_norm_rope.h"
 #include "pysora/sampler_step.h"
 #include "pysora/spacetime_attention.h"

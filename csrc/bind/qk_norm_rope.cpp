@@ -1,0 +1,35 @@
+#include "pysora/cpu.h"
+#include "tensor.h"
+
+namespace pysora {
+
+void bind_qk_norm_rope(py::module_& m) {
+  m.def(
+      "qk_norm_rope",
+      [](py::handle x_, py::handle gain_, py::handle cos_, py::handle sin_, float eps, py::handle out_, int threads) {
+        const Tensor x(x_, "x"), gain(gain_, "gain"), out(out_, "out");
+        QkNormRopeParams p{};
+        p.dtype = x.ndim(4).dtype();
+        p.B = x.size(0), p.L = x.size(1), p.N = x.size(2), p.K = x.size(3);
+        p.x = x.dense_rows().data<const void>();
+        for (int i = 0; i < 3; ++i) p.x_strides[i] = x.stride(i);
+        p.over_heads = gain.ndim(1).size(0) == p.N * p.K;
+        p.gain = gain.shape({p.over_heads ? p.N * p.K : p.K}).dense_rows().values();
+        if (cos_.is_none() != sin_.is_none()) throw py::value_error("cos, sin: both or neither");
+        if (!cos_.is_none()) {
+          const Tensor cos(cos_, "cos"), sin(sin_, "sin");
+          if (p.K % 2) x.fail("an even K with cos and sin", std::to_string(p.K));
+          p.cos = cos.shape({p.L, p.K / 2}).dtype(Dtype::f32).dense_rows().data<const float>();
+          p.sin = sin.shape({p.L, p.K / 2}).dtype(Dtype::f32).dense_rows().data<const float>();
+          p.cos_stride = cos.stride(0), p.sin_stride = sin.stride(0);
+        }
+        p.out = out.shape({p.B, p.L, p.N, p.K}).dtype(p.dtype).contiguous().data<void>();
+        p.eps = eps, p.threads = checked_threads(threads);
+        py::gil_scoped_release release;
+        cpu().qk_norm_rope(p);
+      },
+      py::arg("x"), py::arg("gain"), py::arg("cos"), py::arg("sin"), py::arg("eps"), py::arg("out"),
+      py::arg("threads"));
+}
+
+}  // namespace pysora
