@@ -89,3 +89,10 @@ def spacetime_attention(
     workspace: Tensor | Raw,
     threads: int,
 ) -> None: ...
+def unpatchify(
+    tokens: Tensor | Raw,
+    grid: Sequence[int],
+    patch: Sequence[int],
+    out: Tensor | Raw,
+    threads: int,
+) -> None: ...

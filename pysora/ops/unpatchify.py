@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from pysora.ops import _cpu as _native
 from pysora.ops._checks import need
 from pysora.ops._registry import op
 
@@ -45,3 +46,16 @@ def unpatchify(tokens: Tensor, grid: Sequence[int], patch: Sequence[int]) -> Ten
     shape = _shape(tokens, grid, patch)
     values = tokens.reshape(shape[0], *grid, *patch, shape[1])
     return values.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(shape).contiguous()
+
+
+def _cpu(tokens: Tensor, grid: Sequence[int], patch: Sequence[int]) -> Tensor:
+    out = _fake(tokens, grid, patch)
+    _native.native().unpatchify(_native.borrow(tokens), grid, patch, _native.borrow(out), _native.threads())
+    return out
+
+
+def _cpu_refuses(tokens: Tensor, grid: Sequence[int], patch: Sequence[int]) -> str | None:
+    return _native.refuses(_native.NATIVE_DTYPES, tokens=tokens)
+
+
+unpatchify.register("cpu", _cpu, _cpu_refuses, _native.unavailable)

@@ -126,31 +126,45 @@ def test_native_backends_answer_that_a_gradient_is_needed():
         assert ops.explain("patch_embed", video, weight).backend == "cpu"
 
 
-def test_a_named_backend_never_falls_back():
+@pytest.mark.parametrize("name", [n for n in CALLS if n != "noise"])
+def test_gradients_go_to_the_reference(name):
+    answer = ops.explain(name, *with_gradients(CALLS[name][-1]))
+    assert answer.backend == "reference"
+    assert answer.reasons["cpu"] in ("needs a gradient", "no kernel for this op")
+
+
+@pytest.fixture
+def without_kernels(monkeypatch):
+    """An op that has its reference alone."""
+    monkeypatch.setattr(ops.unpatchify, "impls", [])
+    return ops.unpatchify
+
+
+def test_a_named_backend_never_falls_back(without_kernels):
     x = R(2, 8, 12)
     with pytest.raises(NotImplementedError, match="unpatchify: cpu: no such kernel"):
-        ops.unpatchify(x, [2, 2, 2], [1, 2, 2], backend="cpu")
+        without_kernels(x, [2, 2, 2], [1, 2, 2], backend="cpu")
     with pytest.raises(ValueError, match="backend: need one of cuda, triton, cpu, reference, got 'gpu'"):
-        ops.unpatchify(x, [2, 2, 2], [1, 2, 2], backend="gpu")
+        without_kernels(x, [2, 2, 2], [1, 2, 2], backend="gpu")
     double = R(1, 2, 1, 2, 2, dtype=torch.float64)
     with pytest.raises(NotImplementedError, match=r"video is torch\.float64"):
         ops.patch_embed(double, R(3, 2, 1, 2, 2, dtype=torch.float64), backend="cpu")
 
 
-def test_a_named_backend_holds_under_torch_compile():
-    call = torch.compile(lambda x: ops.unpatchify(x, [2, 2, 2], [1, 2, 2], backend="cpu"), backend="eager")
+def test_a_named_backend_holds_under_torch_compile(without_kernels):
+    call = torch.compile(lambda x: without_kernels(x, [2, 2, 2], [1, 2, 2], backend="cpu"), backend="eager")
     with pytest.raises(Exception, match="no such kernel"):
         call(R(2, 8, 12))
 
 
-def test_the_environment_chooses_where_it_can(monkeypatch):
+def test_the_environment_chooses_where_it_can(monkeypatch, without_kernels):
     video, weight = R(1, 2, 1, 2, 2), R(3, 2, 1, 2, 2)
     monkeypatch.setattr(_registry, "FORCED", "reference")
     answer = ops.explain("patch_embed", video, weight)
     assert answer.backend == "reference" and answer.reasons["cpu"] == "PYSORA_BACKEND is reference"
     monkeypatch.setattr(_registry, "FORCED", "cpu")
     assert ops.explain("patch_embed", video, weight).backend == "cpu"
-    assert ops.explain("unpatchify").backend == "reference"
+    assert ops.explain(without_kernels.name).backend == "reference"
     monkeypatch.setattr(_registry, "FORCED", "gpu")
     with pytest.raises(ValueError, match="PYSORA_BACKEND: need one of"):
         ops.patch_embed(video, weight)

@@ -7,3 +7,4 @@
 #include "pysora/qk_norm_rope.h"
 #include "pysora/sampler_step.h"
 #include "pysora/spacetime_attention.h"
+#include "pysora/unpatchify.h"
