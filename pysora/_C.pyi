@@ -41,9 +41,26 @@ def gate_residual(
     out: Tensor | Raw,
     threads: int,
 ) -> None: ...
+def linear_workspace(tokens: int, E: int, D: int, threads: int) -> int:
+    """Return the fp32 values of workspace that `linear` needs."""
+
+def linear(
+    x: Tensor | Raw,
+    weight: Tensor | Raw,
+    bias: Tensor | Raw | None,
+    epilogue: str,
+    residual: Tensor | Raw | None,
+    gate: Tensor | Raw | None,
+    index: Tensor | Raw | None,
+    out: Tensor | Raw,
+    workspace: Tensor | Raw,
+    threads: int,
+) -> None:
+    """See `pysora.ops.linear`; x and out are [B, L, D] and [B, L, E], weight has its rows side by side."""
+
 def noise(out: Tensor | Raw, seed: int, sample: int, origin: Sequence[int], threads: int) -> None: ...
 def norm_silu(x: Tensor | Raw, gamma: Tensor | Raw, silu: bool, out: Tensor | Raw, threads: int) -> None: ...
-def patch_embed_workspace(D: int, depth: int, threads: int) -> int:
+def patch_embed_workspace(tokens: int, D: int, depth: int, threads: int) -> int:
     """Return the fp32 values of workspace that `patch_embed` needs; depth is C*pt*ph*pw."""
 
 def patch_embed(

@@ -30,8 +30,8 @@ void bind_spacetime_attention(py::module_& m) {
   m.def(
       "spacetime_attention_workspace",
       [](std::int64_t pairs, std::int64_t longest_k, std::int64_t K, int threads) {
-        const std::int64_t slot = Params::slot_floats(longest_k, K);
-        return threads * Params::thread_floats(K) + std::max(slot, std::min(pairs * slot, kWorkspaceFloats));
+        const std::int64_t pair = Params::pair_floats(longest_k, K);
+        return threads * Params::thread_floats(K) + std::max(pair, std::min(pairs * pair, kWorkspaceFloats));
       },
       py::arg("pairs"), py::arg("longest_k"), py::arg("K"), py::arg("threads"));
   m.def(
@@ -64,10 +64,10 @@ void bind_spacetime_attention(py::module_& m) {
           p.lse = Tensor(lse_, "lse").shape({p.B, p.N, p.Lq}).dtype(Dtype::f32).contiguous().data<float>();
         p.scale = scale, p.threads = checked_threads(threads);
         p.workspace = workspace.ndim(1).dtype(Dtype::f32).contiguous().data<float>();
-        const std::int64_t slot = Params::slot_floats(p.longest_k, p.K);
-        const std::int64_t room = workspace.size(0) - threads * Params::thread_floats(p.K);
-        if (room < slot) workspace.fail("room for one sample and head", std::to_string(workspace.size(0)));
-        p.slots = slot ? std::min(room / slot, p.S * p.N) : p.S * p.N;
+        p.workspace_floats = workspace.size(0);
+        const std::int64_t least = threads * Params::thread_floats(p.K) + Params::pair_floats(p.longest_k, p.K);
+        if (p.workspace_floats < least)
+          workspace.fail("at least " + std::to_string(least) + " floats", std::to_string(p.workspace_floats));
         py::gil_scoped_release release;
         cpu().spacetime_attention(p);
       },

@@ -8,12 +8,6 @@ namespace {
 
 constexpr std::int64_t kBlockValues = 1 << 16;  // of a block of pixels with all channels
 constexpr std::int64_t kMostPixels = 512;       // of a block; a multiple of every W
-constexpr float kLog2e = 1.44269504f;
-
-Vec silu(Vec y) {
-  const Vec e = exp2_of_nonpositive((y < 0.0f ? y : -y) * kLog2e);  // exp(-|y|)
-  return y * (y < 0.0f ? e : splat(1.0f)) / (1.0f + e);
-}
 
 // 1 / |x| from the sum of squares; NaN stays NaN.
 Vec inverse_length(Vec squares) {
@@ -26,7 +20,7 @@ struct NormSilu {
   const NormSiluParams& p;
   const float root = __builtin_sqrtf(static_cast<float>(p.C));
 
-  Vec finish(Vec y) const { return p.silu ? silu(y) : y; }
+  Vec finish(Vec y) const { return p.silu ? y * sigmoid(y) : y; }
 
   // Adds the squares of so many channels, for pixels that lie side by side.
   template <int channels>

@@ -1,77 +1,63 @@
 #include "pysora/patch_embed.h"
 
-#include "gemm.h"
-#include "pysora/parallel.h"
+#include "product.h"
 
-// A matrix product whose left operand is gathered patch by patch: the unfolded video never exists in memory.
+// A matrix product whose rows are gathered patch by patch: the unfolded video never exists in memory.
 namespace pysora::PYSORA_ISA {
 namespace {
 
 template <class T>
 struct PatchEmbed {
-  using Unit = typename UnitOf<T>::Unit;
-  using Elem = typename Unit::Elem;
+  using Elem = typename Product<T>::Elem;
 
   const PatchEmbedParams& p;
   const std::int64_t D = p.weight_shape[0], C = p.weight_shape[1];
   const std::int64_t pt = p.weight_shape[2], ph = p.weight_shape[3], pw = p.weight_shape[4];
   const std::int64_t t = p.video_shape[2] / pt, h = p.video_shape[3] / ph, w = p.video_shape[4] / pw;
-  const std::int64_t L = t * h * w, panels = ceil_div(D, kPanel), depth = units<Unit>(C * pt * ph * pw);
+  const std::int64_t L = t * h * w;
 
-  float* panel(std::int64_t i) const { return p.workspace + i * depth * kPanel; }
-
-  // Copies the C*pt*ph*pw values from `base` on into places that `put` gives for their number.
-  template <class Put>
-  void gather(const void* base, const std::int64_t* strides, std::int64_t offset, const Put& put) const {
+  // Copies the C*pt*ph*pw values from `offset` on.
+  void gather(const void* base, const std::int64_t* strides, std::int64_t offset, float* to) const {
     const T* source = static_cast<const T*>(base) + offset;
-    std::int64_t k = 0;
+    Elem* place = reinterpret_cast<Elem*>(to);
     for (std::int64_t c = 0; c < C; ++c)
       for (std::int64_t i = 0; i < pt; ++i)
         for (std::int64_t j = 0; j < ph; ++j) {
           const T* line = source + c * strides[1] + i * strides[2] + j * strides[3];
-          for (std::int64_t m = 0; m < pw; ++m) convert(line[m * strides[4]], put(k++));
+          for (std::int64_t m = 0; m < pw; ++m) convert(line[m * strides[4]], *place++);
         }
   }
 
-  void pack_panel(std::int64_t i) const {
-    Elem* packed = reinterpret_cast<Elem*>(panel(i));
-    std::memset(static_cast<void*>(packed), 0, static_cast<std::size_t>(depth * kPanel) * sizeof(float));
-    for (std::int64_t column = 0; column < kPanel && i * kPanel + column < D; ++column)
-      gather(p.weight, p.weight_strides, (i * kPanel + column) * p.weight_strides[0],
-             [&](std::int64_t k) -> Elem& { return packed[panel_index<Unit>(k, column)]; });
+  // The weights where they lie side by side, else null.
+  const T* dense_weights() const {
+    std::int64_t step = 1;
+    for (int i = 4; i > 0; step *= p.weight_shape[i--])
+      if (p.weight_shape[i] > 1 && p.weight_strides[i] != step) return nullptr;
+    return static_cast<const T*>(p.weight);
   }
 
-  void rows(std::int64_t b, std::int64_t first, int worker) const {
-    const std::int64_t n = L - first < kRows ? L - first : kRows;
-    float* a = panel(panels) + worker * kRows * (depth + kPanel);
-    float* c = a + kRows * depth;
-    std::memset(a, 0, static_cast<std::size_t>(ceil_div(n, kTile) * kTile * depth) * sizeof(float));
-    for (std::int64_t r = 0; r < n; ++r) {
-      const std::int64_t l = first + r, x = l % w, y = l / w % h, z = l / w / h;
-      Elem* row = reinterpret_cast<Elem*>(a + r * depth);
-      const std::int64_t* s = p.video_strides;
-      gather(p.video, s, b * s[0] + z * pt * s[2] + y * ph * s[3] + x * pw * s[4],
-             [&](std::int64_t k) -> Elem& { return row[k]; });
-    }
-    for (std::int64_t i = 0; i < panels; ++i) {
-      const std::int64_t columns = D - i * kPanel < kPanel ? D - i * kPanel : kPanel;
-      multiply<Unit>(a, depth, panel(i), depth, c, kPanel, n, columns);
-      for (std::int64_t r = 0; r < n; ++r) finish(b, first + r, i * kPanel, columns, c + r * kPanel);
-    }
-  }
-
-  void finish(std::int64_t b, std::int64_t l, std::int64_t first, std::int64_t columns, const float* sums) const {
-    T* out = static_cast<T*>(p.out) + (b * L + l) * D + first;
-    const T* bias = static_cast<const T*>(p.bias) + first * p.bias_stride;
-    for (std::int64_t d = 0; d < columns; ++d)
-      from_float(p.bias ? sums[d] + to_float(bias[d * p.bias_stride]) : sums[d], out[d]);
+  Vec bias(std::int64_t d, Whole) const { return bias(d, W); }
+  Vec bias(std::int64_t d, std::int64_t lanes) const {
+    const T* from = static_cast<const T*>(p.bias) + d * p.bias_stride;
+    if (p.bias_stride == 1 && lanes == W) return load(from);
+    Vec values = {};
+    for (std::int64_t i = 0; i < lanes; ++i) values[i] = to_float(from[i * p.bias_stride]);
+    return values;
   }
 
   void run() const {
-    parallel_for(p.threads, panels, [&](std::int64_t i, int) { pack_panel(i); });
-    const std::int64_t blocks = ceil_div(L, kRows);
-    parallel_for(p.threads, p.video_shape[0] * blocks,
-                 [&](std::int64_t task, int worker) { rows(task / blocks, task % blocks * kRows, worker); });
+    const ProductShape shape = p.product();
+    const Product<T> product{shape, p.workspace, dense_weights(), p.weight_strides[0]};
+    product.run(
+        [&](std::int64_t token, float* place) {
+          const std::int64_t l = token % L, x = l % w, y = l / w % h, z = l / w / h, *s = p.video_strides;
+          gather(p.video, s, token / L * s[0] + z * pt * s[2] + y * ph * s[3] + x * pw * s[4], place);
+        },
+        [&](std::int64_t d, float* place) { gather(p.weight, p.weight_strides, d * p.weight_strides[0], place); },
+        [&](std::int64_t token, std::int64_t d, Vec y, auto lanes) {
+          if (p.bias) y = y + bias(d, lanes);
+          store(static_cast<T*>(p.out) + token * D + d, y, lanes);
+        });
   }
 };
 

@@ -1,7 +1,7 @@
 #pragma once
 #include "pysora/dtype.h"
-#include "pysora/gemm_shape.h"
 #include "pysora/parallel.h"
+#include "pysora/product.h"
 #include "pysora/timestep_rows.h"
 #include "simd.h"
 

@@ -45,12 +45,6 @@ inline Vec max(Vec a, Vec b) {
   return a > b ? a : b;
 }
 
-inline float max_lane(Vec v) {
-  float best = v[0];
-  for (int i = 1; i < W; ++i) best = v[i] > best ? v[i] : best;
-  return best;
-}
-
 inline float sum_lanes(Vec v) {
   typedef float Quad __attribute__((vector_size(16)));
   Quad part[W / 4];
@@ -83,8 +77,19 @@ inline Vec sqrt(Vec x) {
 #endif
 }
 
-// 2^x for x <= 0: Taylor's polynomial around the nearest integer (relative error 2e-7), 0 below the normal range.
-inline Vec exp2_of_nonpositive(Vec x) {
+// 2^x for x below 127: 0 below the normal range, relative error 3e-7. The polynomial is minimax on [0, 1) (Remez) where
+// the processor splits off the whole part, else Taylor's around the nearest integer.
+inline Vec exp2(Vec x) {
+#if defined(__AVX512F__)
+  const Vec f = _mm512_maskz_reduce_ps(0xFFFF, x, 0x09);  // x - floor(x)
+  Vec y = splat(1.87757645e-03f);
+  y = fma(y, f, splat(8.98934104e-03f));
+  y = fma(y, f, splat(5.58263168e-02f));
+  y = fma(y, f, splat(2.40153618e-01f));
+  y = fma(y, f, splat(6.93153073e-01f));
+  y = fma(y, f, splat(9.99999925e-01f));
+  return _mm512_maskz_scalef_ps(0xFFFF, y, x);
+#else
   const Vec clamped = x < -126.0f ? splat(-126.0f) : x;
   const Vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const Vec shifted = clamped + magic, f = clamped - (shifted - magic);
@@ -98,6 +103,55 @@ inline Vec exp2_of_nonpositive(Vec x) {
   y = fma(y, f, splat(1.0f));
   const Vec scale = from_bits((bits(shifted) - bits(magic) + 127) << 23);
   return x < -126.0f ? Vec{} : y * scale;
+#endif
+}
+
+// 1 / (1 + exp(-x)), with the exponential of -|x| alone, so that nothing overflows.
+inline Vec sigmoid(Vec x) {
+  const Vec e = exp2((x < 0.0f ? x : -x) * 1.44269504f);
+  return (x < 0.0f ? e : splat(1.0f)) / (1.0f + e);
+}
+
+// Whether any lane is greater than `limit`; NaN is not.
+inline bool any_greater(Vec x, float limit) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(x, splat(limit), _CMP_GT_OQ) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(_mm256_cmp_ps(x, splat(limit), _CMP_GT_OQ)) != 0;
+#else
+  bool any = false;
+  for (int i = 0; i < W; ++i) any |= x[i] > limit;
+  return any;
+#endif
+}
+
+// The lanes of the first (half 0) or last (half 1) halves of two vectors in turn: a0 b0 a1 b1 ...
+template <int half>
+Vec zip(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  alignas(64) static constexpr std::int32_t order[2][16] = {
+      {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23},
+      {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31}};
+  return _mm512_permutex2var_ps(a, _mm512_load_si512(order[half]), b);
+#elif defined(__AVX2__)
+  return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), half ? 0x31 : 0x20);
+#else
+  Vec y;
+  for (int i = 0; i < W; ++i) y[i] = (i % 2 ? b : a)[half * W / 2 + i / 2];
+  return y;
+#endif
+}
+
+// Rows become columns.
+inline void transpose(Vec (&m)[W]) {
+  for (int n = 1; n < W; n *= 2) {
+    Vec mixed[W];
+    for (int i = 0; i < W / 2; ++i) {
+      mixed[2 * i] = zip<0>(m[i], m[i + W / 2]);
+      mixed[2 * i + 1] = zip<1>(m[i], m[i + W / 2]);
+    }
+    for (int i = 0; i < W; ++i) m[i] = mixed[i];
+  }
 }
 
 struct Bf16 {

@@ -1,25 +1,34 @@
 #include "pysora/spacetime_attention.h"
 
-#include "gemm.h"
-#include "pysora/parallel.h"
+#include "product.h"
 
-// Attention in one pass over the keys (Dao 2023, FlashAttention-2): kRows queries meet kPanel keys at a time, and the
-// running maximum and sum of each row rescale what was gathered. Keys and values are packed once per sample and head,
-// as many of these pairs at a time as the workspace has slots for.
+// Attention in one pass over the keys (Dao 2023, FlashAttention-2), with the queries in the vectors' lanes: a tile of
+// kTile keys meets V vectors of queries, and scores become weights while they are still in registers, without a sum or
+// maximum across lanes. The products need one element of a key or value for all lanes, which a load broadcasts.
+//
+// The reference that is subtracted from a query's scores need not be their maximum: it is raised only when a score
+// passes it by kSlack, which is rare after the first tile. Then the block of keys is done again.
 namespace pysora::PYSORA_ISA {
 namespace {
 
-constexpr float kLog2e = 1.44269504f, kLn2 = 0.69314718f;
+constexpr float kLog2e = 1.44269504f;
+constexpr double kLn2 = 0.69314718055994531;
+constexpr float kSlack = 16;       // weights up to 2^16: far from overflow, and bf16 keeps their relative precision
+constexpr float kNone = -3.0e38f;  // the reference before the first key
+constexpr int V = kVectors;
 
 template <class T>
 struct Attention {
   using Unit = typename UnitOf<T>::Unit;
   using Elem = typename Unit::Elem;
+  using P = SpacetimeAttentionParams;
 
-  const SpacetimeAttentionParams& p;
-  const std::int64_t depth = units<Unit>(p.K), panels = ceil_div(p.K, kPanel), width = panels * kPanel;
-  const std::int64_t block_floats = SpacetimeAttentionParams::block_floats(p.K);
-  const std::int64_t slot_floats = SpacetimeAttentionParams::slot_floats(p.longest_k, p.K);
+  const P& p;
+  const std::int64_t depth = units<Unit>(p.K);
+  const std::int64_t pair_floats = aligned(p.longest_k * depth) + aligned(units<Unit>(p.longest_k) * p.K);
+
+  // Whole cache lines.
+  static std::int64_t aligned(std::int64_t floats) { return ceil_div(floats, 16) * 16; }
 
   // The tokens of one sample, and one head.
   struct Job {
@@ -32,143 +41,226 @@ struct Attention {
     return {0, n, p.q_offsets[s], p.q_offsets[s + 1], p.k_offsets[s], p.k_offsets[s + 1]};
   }
 
-  // Keys [k0 + 64*block, ...) of a job: the keys with the head dimension summed, then the values with the keys summed.
-  void pack(const Job& j, std::int64_t block, float* packed) const {
-    const std::int64_t first = j.k0 + block * kPanel, n = j.k1 - first < kPanel ? j.k1 - first : kPanel;
-    std::memset(packed, 0, static_cast<std::size_t>(block_floats) * sizeof(float));
-    Elem* keys = reinterpret_cast<Elem*>(packed);
-    Elem* values = reinterpret_cast<Elem*>(packed + kPanel * p.K);
-    const std::int64_t panel_elems = kPanel * kPanel;
-    for (std::int64_t i = 0; i < n; ++i) {
-      const std::int64_t *ks = p.k_strides, *vs = p.v_strides;
-      const T* k = static_cast<const T*>(p.k) + j.b * ks[0] + (first + i) * ks[1] + j.n * ks[2];
-      const T* v = static_cast<const T*>(p.v) + j.b * vs[0] + (first + i) * vs[1] + j.n * vs[2];
-      for (std::int64_t d = 0; d < p.K; ++d) {
-        convert(k[d * ks[3]], keys[panel_index<Unit>(d, i)]);
-        convert(v[d * vs[3]], values[d / kPanel * panel_elems + panel_index<Unit>(i, d % kPanel)]);
+  // The K values of a token's head as units.
+  void copy_row(const void* base, const std::int64_t* strides, const Job& j, std::int64_t token, float* to) const {
+    const T* at = static_cast<const T*>(base) + j.b * strides[0] + token * strides[1] + j.n * strides[2];
+    to[depth - 1] = 0;  // the last unit may be half full
+    copy_values<Elem>(at, strides[3], p.K, to);
+  }
+
+  // Keys [first, last) of a job, counted from its first: rows of units along the head dimension; values: a unit holds
+  // the values of consecutive keys. `first` is even; room for two rows.
+  void pack(const Job& j, std::int64_t first, std::int64_t last, float* keys, float* values, float* room) const {
+    for (std::int64_t i = first; i < last; ++i) copy_row(p.k, p.k_strides, j, j.k0 + i, keys + i * depth);
+    for (std::int64_t i = first; i < last; i += Unit::per) {
+      float* to = values + i / Unit::per * p.K;
+      if constexpr (Unit::per == 1) {
+        copy_row(p.v, p.v_strides, j, j.k0 + i, to);
+      } else {
+        float* odd = room + depth;
+        copy_row(p.v, p.v_strides, j, j.k0 + i, room);
+        if (i + 1 < last) copy_row(p.v, p.v_strides, j, j.k0 + i + 1, odd);
+        for (std::int64_t d = 0; d < p.K; ++d) {
+          std::uint32_t pair = reinterpret_cast<const Elem*>(room)[d].bits;
+          if (i + 1 < last) pair |= static_cast<std::uint32_t>(reinterpret_cast<const Elem*>(odd)[d].bits) << 16;
+          std::memcpy(to + d, &pair, 4);
+        }
       }
     }
   }
 
-  // A thread's part of the workspace.
+  // A thread's part of the workspace: q [depth][lanes], weights [units of keys][lanes], out [K][lanes], with
+  // lanes = NV * W; room for W rows of units.
   struct Scratch {
-    float *q, *scores, *weights, *out, *best, *sum, *keep, *bias;
+    float *q, *weights, *out, *room, *bias;
   };
 
   Scratch scratch(int worker) const {
-    float* at = p.workspace + p.slots * slot_floats + worker * SpacetimeAttentionParams::thread_floats(p.K);
+    float* at = p.workspace + worker * P::thread_floats(p.K);
     auto take = [&](std::int64_t n) { return (at += n) - n; };
-    return {take(kRows * p.K), take(kRows * kPanel), take(kRows * kPanel), take(kRows * width),
-            take(kRows),       take(kRows),          take(kRows),          take(kPanel)};
+    return {take(P::kQueries * p.K), take(P::kQueries * P::kKeys), take(P::kQueries * (p.K + 16)),
+            take(16 * (p.K + 16)), take(P::kKeys)};
   }
 
-  void load_queries(const Job& j, std::int64_t first, std::int64_t n, float* q) const {
-    std::memset(q, 0, static_cast<std::size_t>(ceil_div(n, kTile) * kTile * depth) * sizeof(float));
-    for (std::int64_t r = 0; r < n; ++r) {
-      const std::int64_t* s = p.q_strides;
-      const T* source = static_cast<const T*>(p.q) + j.b * s[0] + (first + r) * s[1] + j.n * s[2];
-      Elem* row = reinterpret_cast<Elem*>(q + r * depth);
-      for (std::int64_t d = 0; d < p.K; ++d) convert(source[d * s[3]], row[d]);
+  float* pair(std::int64_t slot) const { return p.workspace + p.threads * P::thread_floats(p.K) + slot * pair_floats; }
+
+  template <int NV>
+  struct State {
+    Vec reference[NV], total[NV];
+  };
+
+  // Weights of R keys; false where a score passes its reference by more than kSlack: then the reference is raised, and
+  // `total` and `out` are brought to it.
+  template <int R, int NV>
+  bool weigh(const Scratch& s, State<NV>& state, Vec (&total)[NV], const float* keys, const float* bias,
+             float* weights) const {
+    Vec x[R][NV] = {};
+    dots<Unit>(x, keys, depth, 1, s.q, NV * W, depth);
+    const Vec scale = splat(p.scale * kLog2e);
+    Vec most = splat(kNone);
+    for (int r = 0; r < R; ++r) {
+      const Vec shift = splat(bias ? bias[r] : 0.0f);
+      for (int v = 0; v < NV; ++v) {
+        x[r][v] = fma(x[r][v], scale, shift - state.reference[v]);
+        most = max(x[r][v], most);
+      }
     }
-  }
-
-  // The bias of a block's keys in base 2, with -inf where there is no key. Returns whether there is anything to add.
-  bool load_bias(const Job& j, std::int64_t first, std::int64_t n, float* bias) const {
-    for (std::int64_t i = 0; i < kPanel; ++i) {
-      bias[i] = i < n ? 0.0f : -__builtin_inff();
-      if (i < n && p.key_bias) bias[i] = p.key_bias[j.b * p.bias_strides[0] + (first + i) * p.bias_strides[1]] * kLog2e;
+    if (__builtin_expect(any_greater(most, kSlack), 0)) {
+      raise<R, NV>(s, state, keys, bias);
+      return false;
     }
-    return p.key_bias || n % W != 0;
+    for (int v = 0; v < NV; ++v) {
+      for (int r = 0; r < R; ++r) x[r][v] = exp2(x[r][v]);
+      Vec pairs = {};  // two by two first: long sums lose digits
+      for (int r = 0; r + 1 < R; r += 2) pairs = pairs + (x[r][v] + x[r + 1][v]);
+      if (R % 2) pairs = pairs + x[R - 1][v];
+      total[v] = total[v] + pairs;
+      for (int r = 0; r < R; r += Unit::per) {
+        Vec next = {};
+        if (r + 1 < R) next = x[r + 1][v];
+        put(weights + (r / Unit::per * NV + v) * W, x[r][v], next);
+      }
+    }
+    return true;
   }
 
-  static void put(float* weights, std::int64_t i, Vec x) {
+  // Stores the weights of consecutive keys as a unit.
+  static void put(float* place, Vec even, Vec odd) {
     if constexpr (Unit::per == 1) {
-      store(weights + i, x);
+      (void)odd;
+      store(place, even);
     } else {
-      put_pairs(reinterpret_cast<Elem*>(weights) + i, x);
+      put_pairs(place, even, odd);
     }
   }
-  static void put_pairs(void* place, Vec x) {
+  static void put_pairs(float* place, Vec even, Vec odd) {
 #if defined(__AVX512BF16__)
-    const __m256bh y = _mm512_cvtneps_pbh(x);
-    std::memcpy(place, &y, sizeof y);
+    alignas(64) static constexpr std::uint16_t order[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                            21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                            11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512bh both = _mm512_cvtne2ps_pbh(odd, even);
+    const __m512i mixed = _mm512_permutexvar_epi16(_mm512_load_si512(order), reinterpret_cast<__m512i>(both));
+    std::memcpy(place, &mixed, sizeof mixed);
 #else
-    (void)place, (void)x;
+    (void)place, (void)even, (void)odd;
 #endif
   }
 
-  // Scores of one row to weights: scores are in base 2 from here on. Updates the row's running maximum and sum.
-  void soften(const Scratch& s, std::int64_t r, std::int64_t n, bool biased) const {
-    float* scores = s.scores + r * kPanel;
-    const Vec scale = splat(p.scale * kLog2e);
-    Vec most = splat(s.best[r]);
-    for (std::int64_t i = 0; i < n; i += W) {
-      Vec x = load(scores + i) * scale;
-      if (biased) x = x + load(s.bias + i);
-      store(scores + i, x);
-      most = max(x, most);
+  template <int R, int NV>
+  __attribute__((noinline)) void raise(const Scratch& s, State<NV>& state, const float* keys, const float* bias) const {
+    Vec x[R][NV] = {};
+    dots<Unit>(x, keys, depth, 1, s.q, NV * W, depth);
+    Vec factor[NV];
+    for (int v = 0; v < NV; ++v) {
+      Vec most = state.reference[v];
+      for (int r = 0; r < R; ++r) most = max(x[r][v] * splat(p.scale * kLog2e) + splat(bias ? bias[r] : 0.0f), most);
+      factor[v] = exp2(state.reference[v] - most);
+      state.reference[v] = most;
+      state.total[v] = state.total[v] * factor[v];
     }
-    const float best = max_lane(most);
-    const float base = best == -__builtin_inff() ? 0.0f : best;  // no key yet: all weights are 0
-    Vec total = {};
-    float* weights = s.weights + r * kPanel / Unit::per;
-    for (std::int64_t i = 0; i < n; i += W) {
-      const Vec x = exp2_of_nonpositive(load(scores + i) - base);
-      put(weights, i, x);
-      total = total + x;
-    }
-    s.keep[r] = best == s.best[r] ? 1.0f : exp2_of_nonpositive(splat(s.best[r] - base))[0];
-    s.sum[r] = s.sum[r] * s.keep[r] + sum_lanes(total);
-    s.best[r] = best;
-  }
-
-  void rows(const Job& j, std::int64_t first, const float* packed, int worker) const {
-    const std::int64_t n = j.q1 - first < kRows ? j.q1 - first : kRows;
-    const Scratch s = scratch(worker);
-    load_queries(j, first, n, s.q);
-    std::memset(s.out, 0, static_cast<std::size_t>(kRows * width) * sizeof(float));
-    std::memset(s.weights, 0, static_cast<std::size_t>(kRows * kPanel) * sizeof(float));
-    for (std::int64_t r = 0; r < kRows; ++r) s.best[r] = -__builtin_inff(), s.sum[r] = 0, s.keep[r] = 1;
-    for (std::int64_t k = j.k0; k < j.k1; k += kPanel, packed += block_floats) {
-      const std::int64_t keys = j.k1 - k < kPanel ? j.k1 - k : kPanel;
-      const std::int64_t padded = ceil_div(keys, W) * W;
-      multiply<Unit>(s.q, depth, packed, depth, s.scores, kPanel, n, padded);
-      const bool biased = load_bias(j, k, keys, s.bias);
-      for (std::int64_t r = 0; r < n; ++r) soften(s, r, padded, biased);
-      for (std::int64_t i = 0; i < panels; ++i) {
-        const std::int64_t columns = p.K - i * kPanel < kPanel ? p.K - i * kPanel : kPanel;
-        multiply<Unit>(s.weights, kPanel / Unit::per, packed + kPanel * p.K + i * kPanel * kPanel / Unit::per,
-                       units<Unit>(padded), s.out + i * kPanel, width, n, columns, s.keep);
+    for (std::int64_t d = 0; d < p.K; ++d)
+      for (int v = 0; v < NV; ++v) {
+        float* place = s.out + (d * NV + v) * W;
+        store(place, load(place) * factor[v]);
       }
-    }
-    finish(j, first, n, s);
   }
 
-  void finish(const Job& j, std::int64_t first, std::int64_t n, const Scratch& s) const {
-    for (std::int64_t r = 0; r < n; ++r) {
-      const std::int64_t row = first + r;
-      T* out = static_cast<T*>(p.out) + ((j.b * p.Lq + row) * p.N + j.n) * p.K;
-      const float share = s.sum[r] == 0 ? 0.0f : 1.0f / s.sum[r];
-      for (std::int64_t d = 0; d < p.K; ++d) from_float(s.out[r * width + d] * share, out[d]);
-      if (p.lse) p.lse[(j.b * p.N + j.n) * p.Lq + row] = s.best[r] * kLn2 + __builtin_logf(s.sum[r]);
+  // out[d] += weights of a block of keys times their values, for R of the head's dimensions.
+  template <int R, int NV>
+  void gather(const Scratch& s, std::int64_t d, const float* values, std::int64_t depth_of_keys) const {
+    Vec sum[R][NV];
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < NV; ++v) sum[r][v] = load(s.out + ((d + r) * NV + v) * W);
+    dots<Unit>(sum, values + d, 1, p.K, s.weights, NV * W, depth_of_keys);
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < NV; ++v) store(s.out + ((d + r) * NV + v) * W, sum[r][v]);
+  }
+
+  template <int NV>
+  void block(const Scratch& s, State<NV>& state, const float* keys, const float* values, const float* bias,
+             std::int64_t n) const {
+    Vec total[NV];
+    bool done;
+    do {
+      for (int v = 0; v < NV; ++v) total[v] = state.total[v];
+      done = tiles(n, [&](auto R, std::int64_t i) __attribute__((always_inline)) {
+        return weigh<R, NV>(s, state, total, keys + i * depth, bias ? bias + i : nullptr,
+                            s.weights + i / Unit::per * NV * W);
+      });
+    } while (!done);
+    for (int v = 0; v < NV; ++v) state.total[v] = total[v];
+    tiles(p.K, [&](auto R, std::int64_t d) {
+      gather<R, NV>(s, d, values, units<Unit>(n));
+      return true;
+    });
+  }
+
+  // The queries [first, first + n) of a job, n <= NV * W.
+  template <int NV>
+  void rows(const Job& j, std::int64_t first, std::int64_t n, const float* packed, const Scratch& s) const {
+    to_lanes<NV>(n, depth, s.room, s.q,
+                 [&](std::int64_t i, float* to) { copy_row(p.q, p.q_strides, j, first + i, to); });
+    State<NV> state;
+    for (int v = 0; v < NV; ++v) state.reference[v] = splat(kNone), state.total[v] = Vec{};
+    std::memset(s.out, 0, static_cast<std::size_t>(p.K * NV * W) * sizeof(float));
+    const float* values = packed + aligned((j.k1 - j.k0) * depth);
+    for (std::int64_t k = 0; k < j.k1 - j.k0; k += P::kKeys) {
+      const std::int64_t keys = j.k1 - j.k0 - k < P::kKeys ? j.k1 - j.k0 - k : P::kKeys;
+      for (std::int64_t i = 0; p.key_bias && i < keys; ++i)
+        s.bias[i] = p.key_bias[j.b * p.bias_strides[0] + (j.k0 + k + i) * p.bias_strides[1]] * kLog2e;
+      block<NV>(s, state, packed + k * depth, values + k / Unit::per * p.K, p.key_bias ? s.bias : nullptr, keys);
     }
+    finish<NV>(j, first, n, s, state);
+  }
+
+  template <int NV>
+  void finish(const Job& j, std::int64_t first, std::int64_t n, const Scratch& s, const State<NV>& state) const {
+    for (std::int64_t v = 0; v < NV && v * W < n; ++v) {
+      const Vec total = state.total[v];
+      const Vec share = total == 0.0f ? Vec{} : 1.0f / total;
+      const std::int64_t lanes = n - v * W < W ? n - v * W : W;
+      for (std::int64_t d = 0; d < p.K; d += W) {
+        Vec m[W];
+        for (int i = 0; i < W; ++i) m[i] = d + i < p.K ? load(s.out + ((d + i) * NV + v) * W) * share : Vec{};
+        transpose(m);
+        const std::int64_t columns = p.K - d < W ? p.K - d : W;
+        for (std::int64_t r = 0; r < lanes; ++r)
+          put_row(static_cast<T*>(p.out) + ((j.b * p.Lq + first + v * W + r) * p.N + j.n) * p.K + d, m[r], columns);
+      }
+      for (std::int64_t r = 0; p.lse && r < lanes; ++r)
+        p.lse[(j.b * p.N + j.n) * p.Lq + first + v * W + r] =
+            total[r] == 0 ? -__builtin_inff()
+                          : static_cast<float>(static_cast<double>(state.reference[v][r]) * kLn2 +
+                                               __builtin_log(static_cast<double>(total[r])));
+    }
+  }
+
+  static void put_row(T* to, Vec x, std::int64_t n) {
+    if (n == W) return store(to, x);
+    T room[W];
+    store(room, x);
+    std::memcpy(to, room, static_cast<std::size_t>(n) * sizeof(T));
   }
 
   void run() const {
-    const std::int64_t jobs = p.S * p.N;
-    const std::int64_t k_blocks = ceil_div(p.longest_k, kPanel), q_blocks = ceil_div(p.longest_q, kRows);
-    for (std::int64_t base = 0; base < jobs; base += p.slots) {
-      const std::int64_t n = jobs - base < p.slots ? jobs - base : p.slots;
-      parallel_for(p.threads, n * k_blocks, [&](std::int64_t task, int) {
-        const std::int64_t slot = task / k_blocks, block = task % k_blocks;
+    const std::int64_t jobs = p.S * p.N, room = p.workspace_floats - p.threads * P::thread_floats(p.K);
+    const std::int64_t pairs = pair_floats ? room / pair_floats : jobs;
+    const std::int64_t k_blocks = ceil_div(p.longest_k, P::kKeys), q_blocks = ceil_div(p.longest_q, V * W);
+    for (std::int64_t base = 0; base < jobs; base += pairs) {
+      const std::int64_t n = jobs - base < pairs ? jobs - base : pairs;
+      parallel_for(p.threads, n * k_blocks, [&](std::int64_t task, int worker) {
+        const std::int64_t slot = task / k_blocks, first = task % k_blocks * P::kKeys;
         const Job j = job(base + slot);
-        if (j.k0 + block * kPanel < j.k1) pack(j, block, p.workspace + slot * slot_floats + block * block_floats);
+        const std::int64_t keys = j.k1 - j.k0, last = keys - first < P::kKeys ? keys : first + P::kKeys;
+        float* packed = pair(slot);
+        pack(j, first, last, packed, packed + aligned(keys * depth), scratch(worker).room);
       });
       parallel_for(p.threads, n * q_blocks, [&](std::int64_t task, int worker) {
         const std::int64_t slot = task / q_blocks;
         const Job j = job(base + slot);
-        const std::int64_t first = j.q0 + task % q_blocks * kRows;
-        if (first < j.q1) rows(j, first, p.workspace + slot * slot_floats, worker);
+        const std::int64_t first = j.q0 + task % q_blocks * V * W;
+        const std::int64_t rest = j.q1 - first, n = rest < V * W ? rest : V * W;
+        if (n > 0) vectors_for(n, [&](auto NV) { rows<NV>(j, first, n, pair(slot), scratch(worker)); });
       });
     }
   }

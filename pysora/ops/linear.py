@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pysora.ops import _cpu as _native
 from pysora.ops._checks import need, need_shape
 from pysora.ops._registry import op
 from pysora.ops.gate_residual import gate_residual
@@ -78,3 +80,47 @@ def linear(
     if residual is not None and gate is not None:
         return gate_residual.reference(residual, y, gate, index)
     return y
+
+
+def _cpu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    epilogue: str,
+    residual: Tensor | None,
+    gate: Tensor | None,
+    index: Tensor | None,
+) -> Tensor:
+    out = _fake(x, weight, bias, epilogue, residual, gate, index)
+    tokens, threads = x.shape[:-1].numel(), _native.threads()
+    scratch = _native.workspace(_native.native().linear_workspace(tokens, *weight.shape, threads))
+    rows, out_rows = (t if t.ndim == 3 else t.view(1, -1, t.shape[-1]) for t in (x, out))
+    _native.native().linear(
+        *map(_native.borrow, (rows, weight, bias)),
+        epilogue,
+        *map(_native.borrow, (residual, gate, index, out_rows, scratch)),
+        threads,
+    )
+    return out
+
+
+def _cpu_refuses(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    epilogue: str,
+    residual: Tensor | None,
+    gate: Tensor | None,
+    index: Tensor | None,
+) -> str | None:
+    if x.ndim != 3 and not x.is_contiguous():
+        return "x has other than three dimensions and is not contiguous"
+    return (
+        _native.refuses(_native.NATIVE_DTYPES, x=x, bias=bias, residual=residual, gate=gate)
+        or _native.refuses((x.dtype,), weight=weight)
+        or _native.refuses((torch.int32,), index=index)
+        or _native.scattered(weight=weight, bias=bias, residual=residual, gate=gate)
+    )
+
+
+linear.register("cpu", _cpu, _cpu_refuses, _native.unavailable)

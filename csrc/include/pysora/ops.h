@@ -1,6 +1,7 @@
 #pragma once
 #include "pysora/adaln.h"
 #include "pysora/gate_residual.h"
+#include "pysora/linear.h"
 #include "pysora/noise.h"
 #include "pysora/norm_silu.h"
 #include "pysora/patch_embed.h"

@@ -2,7 +2,7 @@
 #include <cstdint>
 
 #include "pysora/dtype.h"
-#include "pysora/gemm_shape.h"
+#include "pysora/product.h"
 
 namespace pysora {
 
@@ -16,11 +16,13 @@ struct PatchEmbedParams {
   std::int64_t bias_stride;
   void* out;  // [B, L, D], dtype, contiguous
   Dtype dtype;
-  float* workspace;  // workspace_floats(...) of them
+  float* workspace;  // product().workspace_floats() of them
   int threads;
 
-  static std::int64_t workspace_floats(std::int64_t D, std::int64_t depth, int threads) {
-    return ceil_div(D, kPanel) * depth * kPanel + threads * kRows * (depth + kPanel);
+  ProductShape product() const {
+    std::int64_t rows = video_shape[0], depth = weight_shape[1];
+    for (int i = 2; i < 5; ++i) rows *= video_shape[i] / weight_shape[i], depth *= weight_shape[i];
+    return {rows, weight_shape[0], depth, threads};
   }
 };
 

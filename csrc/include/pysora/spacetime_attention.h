@@ -2,7 +2,6 @@
 #include <cstdint>
 
 #include "pysora/dtype.h"
-#include "pysora/gemm_shape.h"
 
 namespace pysora {
 
@@ -21,17 +20,15 @@ struct SpacetimeAttentionParams {
   float scale;
   Dtype dtype;
   float* workspace;
-  std::int64_t slots;  // how many (sample, head) pairs have room in the workspace
+  std::int64_t workspace_floats;
   int threads;
 
-  // Floats of one packed key block, of one slot and of one thread.
-  static std::int64_t block_floats(std::int64_t K) { return kPanel * (K + kPanel * ceil_div(K, kPanel)); }
-  static std::int64_t slot_floats(std::int64_t longest_k, std::int64_t K) {
-    return ceil_div(longest_k, kPanel) * block_floats(K);
-  }
-  static std::int64_t thread_floats(std::int64_t K) {
-    return kRows * (K + 2 * kPanel + kPanel * ceil_div(K, kPanel) + 3) + kPanel;
-  }
+  static constexpr std::int64_t kQueries = 64;  // of a block, at most
+  static constexpr std::int64_t kKeys = 96;     // of a block, at most
+
+  // Floats of the packed keys and values of one (sample, head) pair, and of one thread, at most.
+  static std::int64_t pair_floats(std::int64_t longest_k, std::int64_t K) { return 2 * longest_k * K + K + 32; }
+  static std::int64_t thread_floats(std::int64_t K) { return kQueries * (2 * K + kKeys + 16) + 16 * (K + 16) + kKeys; }
 };
 
 }  // namespace pysora

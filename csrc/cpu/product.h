@@ -1,0 +1,239 @@
+#pragma once
+#include <type_traits>
+
+#include "pysora/parallel.h"
+#include "pysora/product.h"
+#include "rows.h"
+
+// Matrix products of which one operand lies in the vectors' lanes. Both are held in 4-byte units along the summed
+// dimension: one fp32 value, or a pair of bf16 values for `vdpbf16ps`. A register tile is kTile rows of units, read one
+// by one and spread over all lanes, times a block of rows that was transposed, so that each has a lane: results need no
+// sum across lanes, and weights are read as they lie in memory.
+namespace {
+
+using pysora::kBlock;
+using pysora::kLanes;
+using pysora::kTile;
+using pysora::ProductShape;
+
+constexpr int kVectors = W == 16 ? 4 : 2;  // with kTile rows their sums fill the registers
+static_assert(kVectors * W <= kLanes && kBlock % kTile == 0 && kBlock % W == 0, "block sizes");
+
+// How values are held in units: Elem in memory, `per` of them in a unit, `dot` multiplies and adds.
+struct F32Unit {
+  using Elem = float;
+  static constexpr int per = 1;
+  static Vec dot(Vec sum, Vec a, Vec b) { return fma(a, b, sum); }
+};
+
+#if defined(__AVX512BF16__)
+struct Bf16Unit {
+  using Elem = Bf16;
+  static constexpr int per = 2;
+  static Vec dot(Vec sum, Vec a, Vec b) {
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+  }
+};
+#endif
+
+// The unit for inputs of type T: bf16 values are multiplied as they are where the processor can, else as fp32.
+template <class T>
+struct UnitOf {
+  using Unit = F32Unit;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct UnitOf<Bf16> {
+  using Unit = Bf16Unit;
+};
+#endif
+
+template <class Unit>
+std::int64_t units(std::int64_t depth) {
+  return ceil_div(depth, Unit::per);
+}
+
+template <class T, class Elem>
+void convert(T x, Elem& y) {
+  from_float(to_float(x), y);
+}
+inline void convert(Bf16 x, Bf16& y) {
+  y = x;
+}
+
+// sum[r][v] += one[r * row + d * step] * lanes[d * stride][v] for d < depth: a unit of one operand meets whole vectors
+// of the other. Offsets count units. With kTile rows and V = 4 (AVX-512) or 2 vectors the sums fill the registers.
+template <class Unit, int R, int V>
+inline __attribute__((always_inline)) void dots(Vec (&sum)[R][V], const float* one, std::int64_t row, std::int64_t step,
+                                                const float* lanes, std::int64_t stride, std::int64_t depth) {
+  for (std::int64_t d = 0; d < depth; ++d) {
+    Vec columns[V];
+    for (int v = 0; v < V; ++v) columns[v] = load(lanes + d * stride + v * W);
+    for (int r = 0; r < R; ++r) {
+      std::int32_t unit;
+      std::memcpy(&unit, one + r * row + d * step, 4);
+      const Vec x = from_bits(unit - IVec{});
+      for (int v = 0; v < V; ++v) sum[r][v] = Unit::dot(sum[r][v], x, columns[v]);
+    }
+  }
+}
+
+// Calls f(std::integral_constant<int, R>, first) for tiles of kTile and one smaller one that cover [0, n), until one
+// returns false; returns whether none did.
+template <class F>
+bool tiles(std::int64_t n, const F& f) {
+  static_assert(kTile == 6, "the cases below");
+  std::int64_t i = 0;
+  for (; i + kTile <= n; i += kTile)
+    if (!f(std::integral_constant<int, kTile>{}, i)) return false;
+  switch (n - i) {
+    case 1:
+      return f(std::integral_constant<int, 1>{}, i);
+    case 2:
+      return f(std::integral_constant<int, 2>{}, i);
+    case 3:
+      return f(std::integral_constant<int, 3>{}, i);
+    case 4:
+      return f(std::integral_constant<int, 4>{}, i);
+    case 5:
+      return f(std::integral_constant<int, 5>{}, i);
+    default:
+      return true;
+  }
+}
+
+// Calls f(std::integral_constant<int, NV>) with the fewest vectors that have lanes for n rows, n <= kVectors * W.
+template <class F>
+void vectors_for(std::int64_t n, const F& f) {
+  if (n <= W) return f(std::integral_constant<int, 1>{});
+  if (n <= 2 * W) return f(std::integral_constant<int, 2>{});
+  f(std::integral_constant<int, kVectors>{});
+}
+
+// Puts n rows into lanes: `to` is [depth][NV * W], 0 where there is no row. copy_row(i, place) writes row i into
+// `depth` units, of which the last is 0 before. room: W rows of depth units, rounded up to whole vectors.
+template <int NV, class CopyRow>
+void to_lanes(std::int64_t n, std::int64_t depth, float* room, float* to, const CopyRow& copy_row) {
+  const std::int64_t width = ceil_div(depth, W) * W;
+  for (std::int64_t v = 0; v < NV; ++v) {
+    for (std::int64_t r = 0; r < W; ++r) {
+      float* line = room + r * width;
+      if (v * W + r < n) {
+        line[depth - 1] = 0;
+        copy_row(v * W + r, line);
+      } else {
+        std::memset(line, 0, static_cast<std::size_t>(width) * sizeof(float));
+      }
+    }
+    for (std::int64_t d = 0; d < depth; d += W) {
+      Vec m[W];
+      for (int r = 0; r < W; ++r) m[r] = load(room + r * width + d);
+      transpose(m);
+      for (int r = 0; r < W && d + r < depth; ++r) store(to + ((d + r) * NV + v) * W, m[r]);
+    }
+  }
+}
+
+// Copies K values of type T that lie `step` apart into units.
+template <class Elem, class T>
+void copy_values(const T* from, std::int64_t step, std::int64_t K, float* to) {
+  Elem* elems = reinterpret_cast<Elem*>(to);
+  if (std::is_same<T, Elem>::value && step == 1) {
+    std::memcpy(to, from, static_cast<std::size_t>(K) * sizeof(Elem));
+  } else {
+    for (std::int64_t i = 0; i < K; ++i) convert(from[i * step], elems[i]);
+  }
+}
+
+// out[i][e] = rows[i] . weights[e]. copy_row(i, place) and copy_weight(e, place) write a row's units; finish(i, e, y,
+// lanes) takes `lanes` results of row i, from e on.
+template <class T>
+struct Product {
+  using Unit = typename UnitOf<T>::Unit;
+  using Elem = typename Unit::Elem;
+
+  const ProductShape& shape;
+  float* workspace;
+  const T* weights;            // null where they have to be copied
+  std::int64_t weight_stride;  // between rows, in elements
+
+  const std::int64_t depth = units<Unit>(shape.K);
+  const bool in_place =
+      weights && std::is_same<T, Elem>::value && shape.K % Unit::per == 0 && weight_stride % Unit::per == 0;
+
+  // A thread's part of the workspace.
+  struct Scratch {
+    float *results, *room, *weights;
+  };
+  Scratch scratch(int worker) const {
+    float* at = workspace + worker * shape.thread_floats();
+    return {at, at + kBlock * kLanes, at + kBlock * kLanes + shape.room_floats()};
+  }
+
+  template <int NV, class Finish>
+  void block(std::int64_t first, std::int64_t n, const float* lanes, std::int64_t e, std::int64_t count,
+             const float* units, std::int64_t stride, float* results, const Finish& finish) const {
+    tiles(count, [&](auto R, std::int64_t i) {
+      Vec sum[R][NV] = {};
+      dots<Unit>(sum, units + i * stride, stride, 1, lanes, NV * W, depth);
+      for (int r = 0; r < R; ++r)
+        for (int v = 0; v < NV; ++v) store(results + ((i + r) * NV + v) * W, sum[r][v]);
+      return true;
+    });
+    for (std::int64_t v = 0; v * W < n; ++v)
+      for (std::int64_t i = 0; i < count; i += W) {
+        Vec m[W];
+        for (int r = 0; r < W; ++r) m[r] = load(results + ((i + r) * NV + v) * W);
+        transpose(m);
+        for (std::int64_t r = 0; r < W && v * W + r < n; ++r) {
+          if (count - i >= W) {
+            finish(first + v * W + r, e + i, m[r], Whole{});
+          } else {
+            finish(first + v * W + r, e + i, m[r], count - i);
+          }
+        }
+      }
+  }
+
+  template <class CopyRow, class CopyWeight, class Finish>
+  void run(const CopyRow& copy_row, const CopyWeight& copy_weight, const Finish& finish) const {
+    constexpr std::int64_t at_once = kVectors * W;
+    float* packed = workspace + shape.threads * shape.thread_floats();
+    for (std::int64_t start = 0; start < shape.rows; start += shape.chunk()) {
+      const std::int64_t rows = shape.rows - start < shape.chunk() ? shape.rows - start : shape.chunk();
+      const std::int64_t row_blocks = ceil_div(rows, at_once), weight_blocks = ceil_div(shape.E, kBlock);
+      auto rows_of = [&](std::int64_t b) { return rows - b * at_once < at_once ? rows - b * at_once : at_once; };
+      pysora::parallel_for(shape.threads, row_blocks, [&](std::int64_t b, int worker) {
+        const std::int64_t first = start + b * at_once;
+        vectors_for(rows_of(b), [&](auto NV) {
+          to_lanes<NV>(rows_of(b), depth, scratch(worker).room, packed + b * at_once * depth,
+                       [&](std::int64_t i, float* place) { copy_row(first + i, place); });
+        });
+      });
+      // A block of weights stays in the cache while the rows of its task pass by.
+      const std::int64_t wanted = ceil_div(4 * shape.threads, weight_blocks);
+      const std::int64_t groups = wanted < row_blocks ? wanted : row_blocks, share = ceil_div(row_blocks, groups);
+      pysora::parallel_for(shape.threads, weight_blocks * groups, [&](std::int64_t task, int worker) {
+        const Scratch s = scratch(worker);
+        const std::int64_t e = task / groups * kBlock, count = shape.E - e < kBlock ? shape.E - e : kBlock;
+        const float* units = s.weights;
+        std::int64_t stride = depth;
+        if (in_place) {
+          units = reinterpret_cast<const float*>(weights + e * weight_stride), stride = weight_stride / Unit::per;
+        } else {
+          for (std::int64_t i = 0; i < count; ++i) {
+            s.weights[i * depth + depth - 1] = 0;
+            copy_weight(e + i, s.weights + i * depth);
+          }
+        }
+        for (std::int64_t b = task % groups * share; b < row_blocks && b < (task % groups + 1) * share; ++b)
+          vectors_for(rows_of(b), [&](auto NV) {
+            block<NV>(start + b * at_once, rows_of(b), packed + b * at_once * depth, e, count, units, stride, s.results,
+                      finish);
+          });
+      });
+    }
+  }
+};
+
+}  // namespace

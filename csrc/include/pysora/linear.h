@@ -1,0 +1,32 @@
+#pragma once
+#include <cstdint>
+
+#include "pysora/dtype.h"
+#include "pysora/product.h"
+#include "pysora/timestep_rows.h"
+
+namespace pysora {
+
+enum class Epilogue { none, gelu, gate_residual };
+
+// y = x weight^T + bias, summed in fp32, and rounded once after the epilogue: y; gelu(y); or residual + y * gate.
+struct LinearParams {
+  const void* x;  // [B, L, D], dtype, any strides
+  std::int64_t x_strides[3];
+  const void* weight;  // [E, D], dtype, D side by side
+  std::int64_t weight_stride;
+  Values bias;  // [E], or no data
+  Epilogue epilogue;
+  Values residual;  // [B, L, E], E side by side
+  std::int64_t residual_strides[2];
+  TimestepRows gate;  // [U, E], E side by side
+  void* out;          // [B, L, E], out_dtype, contiguous
+  std::int64_t B, L, D, E;
+  Dtype dtype, out_dtype;
+  float* workspace;  // product().workspace_floats() of them
+  int threads;
+
+  ProductShape product() const { return {B * L, E, D, threads}; }
+};
+
+}  // namespace pysora
