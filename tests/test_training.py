@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pysora import training, worlds
+from pysora.checkpoint import load_module, save_module
 from pysora.training import autoencoder, diffusion, reader
 from pysora.training.clips import ClipPool, draw, to_model
 from pysora.training.latents import occupancy
@@ -169,12 +170,26 @@ def test_clips_are_never_held_out() -> None:
     assert -1 <= float(video.min()) < float(video.max()) <= 1
 
 
-def test_clip_pool_crops_and_renews() -> None:
+def test_clip_pool_draws_windows_and_renews() -> None:
     pool = ClipPool((64, 32, 5), 3, np.random.default_rng(0))
     before = list(pool.samples)
     pool.renew(2)
     assert [a is b for a, b in zip(before, pool.samples, strict=True)] == [False, False, True]
-    assert pool.batch(2, (16, 32, 3)).shape == (2, 3, 3, 32, 16)
+    assert pool.batch(2).shape == (2, 3, 5, 32, 64)
+    video, weight = pool.weighted(2, 3.0, (16, 32, 3))
+    assert video.shape == (2, 3, 3, 32, 16)
+    assert weight.shape == (2, 1, 3, 32, 16)
+
+
+def test_weights_lie_on_the_subject() -> None:
+    pool = ClipPool((64, 48, 5), 1, np.random.default_rng(3))
+    video, weight = pool.weighted(1, 3.0, (64, 48, 5))
+    boxes = pool.samples[0].boxes * (64, 48, 64, 48)
+    for frame, (x0, y0, x1, y1) in zip(weight[0, 0], boxes.round().astype(int), strict=True):
+        assert (frame[y0:y1, x0:x1] == 3).all()
+        assert int((frame == 3).sum()) <= (x1 - x0 + 4) * (y1 - y0 + 4)
+        assert set(frame.unique().tolist()) == {1.0, 3.0}
+    assert video.shape[2:] == weight.shape[2:]
 
 
 def test_autoencoder_loss_falls() -> None:
@@ -184,13 +199,24 @@ def test_autoencoder_loss_falls() -> None:
     video = to_model([draw(np.random.default_rng(0), (32, 32, 5)).frames])
     values = []
     for _ in range(12):
-        loss, _ = autoencoder.losses(vae, video)
+        loss, _ = autoencoder.losses(vae, video, torch.ones_like(video[:, :1]))
         loss.backward()
         for optimizer in opts:
             optimizer.step()
             optimizer.zero_grad()
         values.append(float(loss.detach()))
     assert values[-1] < 0.7 * values[0]
+
+
+def test_decoder_stage_leaves_the_latents_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autoencoder, "SIZES", (((64, 64, 5), 2),) * 4)
+    before = autoencoder.VAE(autoencoder.CONFIG)
+    save_module(before, tmp_path / "vae" / "final")
+    training.run("decoder", tmp_path, minutes=0.02)
+    after = load_module(autoencoder.VAE, tmp_path / "vae" / "final", torch.float32)
+    assert after.config == before.config
+    changed = {n.split(".")[0] for n, p in after.named_parameters() if not torch.equal(p, before.get_parameter(n))}
+    assert changed == {"decoder", "post_quant_conv"}
 
 
 def test_captions_say_what_the_targets_say() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-STAGES = ("vae", "text", "dit", "export")
+STAGES = ("vae", "text", "dit", "decoder", "export")
 
 
 def run(stage: str, out: Path, minutes: float, resume: bool = False, start: Path | None = None) -> Path:
     """Run one stage of the training in the folder `out`; each needs those before it.
 
-    stage: "vae", "text", "dit" or "export" (writes the checkpoint in the layout that `pysora.load` and diffusers read).
+    stage: "vae", "text", "dit", "decoder" (the autoencoder's decoder alone, which changes no latents: for time left
+        over) or "export" (writes the checkpoint in the layout that `pysora.load` and diffusers read).
     minutes: the length of the stage over all its segments; "export" does not use it.
     resume: go on from the state that an earlier segment left in `out`.
     start: a checkpoint folder whose weights the stage begins with, instead of random ones.
@@ -21,13 +22,17 @@ def run(stage: str, out: Path, minutes: float, resume: bool = False, start: Path
         raise ValueError(f"stage must be one of {', '.join(STAGES)}, not {stage!r}")
     if not minutes > 0:
         raise ValueError(f"minutes must be above 0, got {minutes}")
-    for needed in {"dit": ("vae", "text"), "export": ("vae", "text", "dit")}.get(stage, ()):
+    for needed in {"dit": ("vae", "text"), "decoder": ("vae",), "export": ("vae", "text", "dit")}.get(stage, ()):
         if not (out / needed / "final").is_dir():
             raise FileNotFoundError(f"{out / needed / 'final'}: run the stage {needed!r} first")
     if stage == "vae":
         from pysora.training import autoencoder
 
         return autoencoder.train(out, minutes, resume, start)
+    if stage == "decoder":
+        from pysora.training import autoencoder
+
+        return autoencoder.train_decoder(out, minutes, resume, start)
     if stage == "text":
         from pysora.training import reader
 

@@ -1,4 +1,8 @@
-"""Stage "vae": the embedded autoencoder, 16x16x4, in the form of the Wan 2.2 VAE."""
+"""Stage "vae": the embedded autoencoder, 16x16x4, in the form of the Wan 2.2 VAE.
+
+Patches of 4x4 pixels and few, wide levels: at equal arithmetic the products are larger, so that two cores do more of
+them a second, and the weights are fewer.
+"""
 
 from __future__ import annotations
 
@@ -17,28 +21,38 @@ from pysora.training.clips import ClipPool, Size
 from pysora.training.loop import Run, optimizers
 
 CONFIG = VAEConfig(
-    base_dim=16,
-    decoder_base_dim=16,
-    z_dim=24,
+    base_dim=32,
+    decoder_base_dim=40,
+    z_dim=48,
+    dim_mult=(1, 2, 2),
     num_res_blocks=1,
+    temperal_downsample=(True, True),
     is_residual=True,
-    in_channels=12,
-    out_channels=12,
-    patch_size=2,
+    in_channels=48,
+    out_channels=48,
+    patch_size=4,
     scale_factor_spatial=16,
-    latents_mean=(0.0,) * 24,
-    latents_std=(1.0,) * 24,
+    latents_mean=(0.0,) * 48,
+    latents_std=(1.0,) * 48,
 )
-SIZES: tuple[Size, ...] = ((128, 128, 17), (160, 96, 17), (96, 160, 17))
-KL_WEIGHT = 1e-3
+SIZES: tuple[tuple[Size, int], ...] = (
+    ((128, 128, 17), 160),
+    ((160, 96, 17), 60),
+    ((96, 160, 17), 60),
+    ((128, 128, 33), 40),
+)
+"""Sizes of the clips, and how many of each are kept; the last one for the long windows."""
+KL_WEIGHT = 3e-4
 VARIANCE_FLOOR = math.log(0.1**2)
 """Least log-variance of the noise that the decoder learns to live with, for latents of about unit size."""
+SUBJECT_WEIGHT = 3.0
+"""How much the pixels around the subject count; without it the still background, easily learnt, leads the loss."""
 
 
-def losses(vae: VAE, video: Tensor) -> tuple[Tensor, dict[str, float]]:
+def losses(vae: VAE, video: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, float]]:
     """Reconstruction (absolute, squared, and of the differences along x, y and t, which are the edges) + KL.
 
-    video: `[B, 3, F, H, W]` in [-1, 1].
+    video: `[B, 3, F, H, W]` in [-1, 1]; weight: `[B, 1, F, H, W]`, how much each pixel counts.
     """
     with torch.autocast("cpu", torch.bfloat16):
         mean, log_variance = vae.moments(video)
@@ -49,10 +63,10 @@ def losses(vae: VAE, video: Tensor) -> tuple[Tensor, dict[str, float]]:
     error = output.float() - video
     edges = sum((error.diff(dim=d).abs().mean() for d in (2, 3, 4) if error.shape[d] > 1), torch.zeros(()))
     kl = 0.5 * (mean.float().square() + log_variance.exp() - 1 - log_variance).mean()
-    squared = error.square().mean()
-    loss = 8 * squared + error.abs().mean() + 0.25 * edges + KL_WEIGHT * kl
-    psnr = 10 * math.log10(4 / max(float(squared.detach()), 1e-9))
-    return loss, {"psnr": psnr, "kl": float(kl.detach())}
+    weight = weight / weight.mean()
+    reconstruction = 8 * (error.square() * weight).mean() + (error.abs() * weight).mean() + 0.25 * edges
+    psnr = 10 * math.log10(4 / max(float(error.detach().square().mean()), 1e-9))
+    return reconstruction + KL_WEIGHT * kl, {"psnr": psnr, "kl": float(kl.detach())}
 
 
 def psnr(vae: VAE, videos: Tensor) -> float:
@@ -69,29 +83,65 @@ def train(folder: Path, minutes: float, resume: bool, start: Path | None = None)
     """Train for `minutes` in all; returns the folder of the finished autoencoder (averaged weights)."""
     torch.manual_seed(0)
     vae = VAE(CONFIG) if start is None else load_module(VAE, start / "vae", torch.float32).train()
-    opts = optimizers(vae, lambda n, p: p.ndim >= 4 and min(p.shape[0], p[0].numel()) >= 16, 0.02, 2e-3)
-    run = Run(folder / "vae", vae, opts, minutes, resume, average=0.998, warmup=30, log_every=50)
-    rng = np.random.default_rng([0, run.steps])
-    pools = [ClipPool(size, 160 if i == 0 else 60, rng) for i, size in enumerate(SIZES)]
+    run = Run(folder / "vae", vae, _optimizers(vae, 0.02), minutes, resume, average=0.998, warmup=30, log_every=50)
+    clips = Clips(np.random.default_rng([0, run.steps]))
 
     def step(number: int) -> tuple[Tensor, dict[str, float], int]:
-        pool = pools[(0, 1, 0, 2, 0)[number % 5]]
-        pool.renew(1)
-        width, height, _ = pool.size
-        # Windows and images: more steps, and more different clips, in the same time than whole clips.
-        if number % 8 == 7 or (run.progress < 0.15 and number % 2):
-            video = pool.batch(4, (width, height, 1))
-        elif number % 8 == 3:
-            video = pool.batch(1)
-        elif number % 2:
-            video = pool.batch(1, (width, height, 9))
-        else:
-            video = pool.batch(4, (64, 64, 9))
-        return *losses(vae, video), len(video)
+        video, weight = clips.batch(number, images_first=run.progress < 0.1)
+        return *losses(vae, video, weight), len(video)
 
     run.train(step)
     with run.averaged_weights():
-        return finish(vae, pools[0], run.folder / "final")
+        return finish(vae, clips.pools[0], run.folder / "final")
+
+
+def train_decoder(folder: Path, minutes: float, resume: bool, start: Path | None = None) -> Path:
+    """Train the decoder alone: the latents stay what they are, and so a transformer that makes them stays right.
+
+    Begins with the autoencoder in `start`, else with the finished one in `folder`, and replaces that.
+    """
+    torch.manual_seed(1)
+    target = folder / "vae" / "final"
+    vae = load_module(VAE, target if start is None else start / "vae", torch.float32).train()
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    run = Run(folder / "decoder", vae, _optimizers(vae, 0.01), minutes, resume, average=0.998, warmup=30, log_every=50)
+    clips = Clips(np.random.default_rng([3, run.steps]))
+
+    def step(number: int) -> tuple[Tensor, dict[str, float], int]:
+        video, weight = clips.batch(number)
+        return *losses(vae, video, weight), len(video)
+
+    run.train(step)
+    with run.averaged_weights():
+        save_module(vae, target)
+    return target
+
+
+def _optimizers(vae: VAE, rate: float) -> list[torch.optim.Optimizer]:
+    return optimizers(vae, lambda n, p: p.ndim >= 4 and min(p.shape[0], p[0].numel()) >= 16, rate, rate / 10)
+
+
+class Clips:
+    """What the steps of the training see: windows, images and whole clips of several sizes."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        *self.pools, self.long = [ClipPool(size, count, rng) for size, count in SIZES]
+
+    def batch(self, number: int, images_first: bool = False) -> tuple[Tensor, Tensor]:
+        """Clips and weights of step `number`, as `losses` takes them.
+
+        Windows and images: more steps, and more different clips, in the same time than whole clips. Never only short
+        ones: what a causal decoder does at later frames than it was trained on drifts.
+        """
+        pool = self.long if number % 8 == 5 else self.pools[(0, 1, 0, 2, 0)[number % 5]]
+        pool.renew(2)
+        width, height, frames = pool.size
+        if number % 8 == 7 or (images_first and number % 2):
+            return pool.weighted(6, SUBJECT_WEIGHT, (width, height, 1))
+        if number % 8 == 3:
+            return pool.weighted(1, SUBJECT_WEIGHT, (width, height, frames))
+        return pool.weighted(68 // frames, SUBJECT_WEIGHT, (64, 64, frames))
 
 
 def finish(vae: VAE, pool: ClipPool, target: Path) -> Path:

@@ -51,16 +51,41 @@ class ClipPool:
             self.samples[self.next] = draw(self.rng, self.size)
             self.next = (self.next + 1) % len(self.samples)
 
-    def batch(self, count: int, crop: tuple[int, int, int] | None = None) -> Tensor:
-        """`[count, 3, F, H, W]` in [-1, 1]; `crop` (width, height, frames) takes a window at a random place."""
-        chosen = [self.samples[i].frames for i in self.rng.integers(len(self.samples), size=count)]
-        if crop is None:
-            return to_model(chosen)
-        windows = []
-        for frames in chosen:
-            f, y, x = (
-                int(self.rng.integers(have - want + 1))
-                for have, want in zip(frames.shape[:3], reversed(crop), strict=True)
-            )
-            windows.append(frames[f : f + crop[2], y : y + crop[1], x : x + crop[0]])
-        return to_model(windows)
+    def batch(self, count: int) -> Tensor:
+        """Whole clips, `[count, 3, F, H, W]` in [-1, 1]."""
+        return to_model([self.samples[i].frames for i in self.rng.integers(len(self.samples), size=count)])
+
+    def weighted(self, count: int, subject: float, window: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+        """Windows (width, height, frames), most of them around the subject, and how much each pixel counts.
+
+        Returns `[count, 3, F, H, W]` in [-1, 1] and `[count, 1, F, H, W]`: `subject` in and near its box, elsewhere 1.
+        """
+        frames, weights = [], []
+        for i in self.rng.integers(len(self.samples), size=count):
+            sample = self.samples[i]
+            where = self._window(sample, window)
+            frames.append(sample.frames[where])
+            weights.append(torch.from_numpy(_near(sample, subject)[where]))
+        return to_model(frames), torch.stack(weights)[:, None]
+
+    def _window(self, sample: Sample, size: tuple[int, int, int]) -> tuple[slice, slice, slice]:
+        """Frames, rows and columns of a window: three in four are around the subject, the others anywhere."""
+        F, H, W = sample.frames.shape[:3]
+        width, height, frames = size
+        f = int(self.rng.integers(F - frames + 1))
+        y, x = int(self.rng.integers(H - height + 1)), int(self.rng.integers(W - width + 1))
+        if self.rng.random() < 0.75:
+            x0, y0, x1, y1 = sample.boxes[f + frames // 2]
+            dx, dy = self.rng.normal(0, 0.1, 2)
+            x = int(np.clip(((x0 + x1) / 2 + dx) * W - width / 2, 0, W - width))
+            y = int(np.clip(((y0 + y1) / 2 + dy) * H - height / 2, 0, H - height))
+        return slice(f, f + frames), slice(y, y + height), slice(x, x + width)
+
+
+def _near(sample: Sample, value: float) -> np.ndarray:
+    """float32 `[F, H, W]`: `value` within two pixels of the subject's box, 1 elsewhere."""
+    H, W = sample.frames.shape[1:3]
+    x0, y0, x1, y1 = (sample.boxes * (W, H, W, H)).T[..., None]
+    rows, columns = np.arange(H), np.arange(W)
+    inside = ((rows >= y0 - 2) & (rows < y1 + 2))[:, :, None] & ((columns >= x0 - 2) & (columns < x1 + 2))[:, None, :]
+    return np.where(inside, np.float32(value), np.float32(1))

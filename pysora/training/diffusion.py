@@ -27,8 +27,8 @@ from pysora.worlds import evaluate, oracle
 CONFIG = DiTConfig(
     num_attention_heads=4,
     attention_head_dim=64,
-    in_channels=24,
-    out_channels=24,
+    in_channels=48,
+    out_channels=48,
     text_dim=256,
     ffn_dim=1024,
     num_layers=8,

@@ -24,6 +24,7 @@ def write(folder: Path, target: Path) -> Path:
     dit = load_module(DiT, folder / "dit" / "final", dtype=torch.float32).bfloat16()
     vae = load_module(VAE, folder / "vae" / "final", dtype=torch.bfloat16)
     assemble(dit, vae, encoder).save(target)
-    record = {stage: json.loads((folder / stage / "progress.json").read_text()) for stage in ("vae", "text", "dit")}
+    stages = [stage for stage in ("vae", "text", "dit", "decoder") if (folder / stage).is_dir()]
+    record = {stage: json.loads((folder / stage / "progress.json").read_text()) for stage in stages}
     write_json(target / "training.json", record)
     return target

@@ -17,6 +17,8 @@ from pysora.worlds.subjects import OUTLINE, SUBJECTS, Drawing, Pose
 
 #: Smallest side that still shows a subject.
 SMALLEST = 16
+#: Width of a subject's edges, pixels: about what a lens would leave of them.
+_EDGE = 2.2
 #: Half height of a subject's shadow, in shorter sides.
 _SHADOW_HEIGHT = 0.035
 
@@ -121,9 +123,9 @@ def paint(scene: Scene) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64]]
 def tones(colour: str, rng: np.random.Generator) -> dict[str, Array]:
     """The colours a drawing names, RGB [3] float32, from the subject's colour with a little variation."""
     base = np.clip(np.asarray(PALETTE[colour]) + rng.uniform(-6, 6, 3), 0, 255)
-    rim = 0.2 * base + np.array([14, 12, 26])
+    rim = 0.56 * base + np.array([2, 0, 8])
     fixed = {
-        "eye": (26, 22, 34), "lamp": (255, 190, 70), "glass": (186, 222, 240), "metal": (206, 208, 214),
+        "eye": (26, 22, 34), "lamp": (255, 190, 70), "glass": (186, 222, 240), "metal": (206, 208, 214), "tyre": (70, 68, 78),
         "wood": (112, 76, 56), "blush": (238, 160, 164),
     }  # fmt: skip
     own = {"base": base, "shade": 0.76 * base, "light": base + 0.52 * (255 - base), "outline": rim}
@@ -156,13 +158,13 @@ def _pose(track: Track, centre: Array, half: float, side: int) -> Pose:
 
 def _colour(drawing: Drawing, tones: dict[str, Array], pixel: float) -> tuple[Array, Array]:
     """Colours [F,h,w,3] and coverage [F,h,w] of a drawing, outline included."""
-    alpha = coverage(drawing.silhouette - np.float32(OUTLINE / 2), pixel)
+    alpha = coverage(drawing.silhouette - np.float32(OUTLINE / 2), pixel, _EDGE)
     colour = np.empty((*alpha.shape, 3), np.float32)
     colour[:] = tones["base"]
     for distance, tone in drawing.layers:
-        share = coverage(distance, pixel)[..., None]
+        share = coverage(distance, pixel, _EDGE)[..., None]
         colour += share * (tones[tone] - colour)
-    rim = coverage(-(drawing.silhouette + np.float32(OUTLINE / 2)), pixel)[..., None]
+    rim = coverage(-(drawing.silhouette + np.float32(OUTLINE / 2)), pixel, _EDGE)[..., None]
     colour += rim * (tones["outline"] - colour)
     return colour, alpha
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from pysora.worlds.shapes import Array, Point, box, capsule, circle, ellipse, meet, polygon, star, turn, union
 
-#: Width of the dark line around every subject, in units of the square.
+#: Width of the line around every subject, in a darker tone of its colour, in units of the square.
 OUTLINE = 0.07
 
 
@@ -99,7 +99,7 @@ def car(p: Pose) -> Drawing:
         hubs.append(box(a, b, (0, 0), (0.15, 0.06), 0.05))
     lamp = circle(p.u, p.v, (0.84, 0.28), 0.1)
     sill = box(p.u, p.v, (0, 0.62), (0.95, 0.13))
-    layers = ((sill, "shade"), (glass, "glass"), (lamp, "lamp"), (wheels, "outline"), (union(*hubs), "metal"))
+    layers = ((sill, "shade"), (glass, "glass"), (lamp, "lamp"), (wheels, "tyre"), (union(*hubs), "metal"))
     return Drawing(union(body, cabin, wheels), layers)
 
 
