@@ -125,8 +125,8 @@ def tones(colour: str, rng: np.random.Generator) -> dict[str, Array]:
     base = np.clip(np.asarray(PALETTE[colour]) + rng.uniform(-6, 6, 3), 0, 255)
     rim = 0.56 * base + np.array([2, 0, 8])
     fixed = {
-        "eye": (26, 22, 34), "lamp": (255, 190, 70), "glass": (186, 222, 240), "metal": (206, 208, 214), "tyre": (70, 68, 78),
-        "wood": (112, 76, 56), "blush": (238, 160, 164),
+        "eye": (26, 22, 34), "lamp": (255, 190, 70), "glass": (186, 222, 240), "metal": (206, 208, 214),
+        "tyre": (70, 68, 78), "wood": (112, 76, 56), "blush": (238, 160, 164),
     }  # fmt: skip
     own = {"base": base, "shade": 0.76 * base, "light": base + 0.52 * (255 - base), "outline": rim}
     return {name: np.asarray(tone, np.float32) for name, tone in (own | fixed).items()}
