@@ -31,7 +31,7 @@ class Approximation:
 
 
 EXACT = Approximation()
-FAST = Approximation(max_error=0.15)
+FAST = Approximation(max_error=0.2)
 PRESETS = {"exact": EXACT, "fast": FAST}
 
 

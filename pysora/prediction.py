@@ -21,6 +21,8 @@ from pysora.models.dit import DiT, DiTConfig, TextContext
 from pysora.request import Request
 from pysora.sampling import Plan
 
+# EasyCache's first steps (10 of 50), which decide what the video shows: a small error there leads to another video.
+FIRST = 0.2
 # Stands for the length of a sample that did not move, or of a prediction that is zero.
 TINY = 1e-30
 
@@ -105,8 +107,9 @@ class Track:
         self.previous = sample
         change = self.rate * self.path / max(self.size, TINY)
         complete = self.kept.unguided is not None or not self.guided[i]
-        # The first step has nothing to reuse, the second no rate yet, and the last is computed to close the account.
-        if not (complete and i < len(self.lengths) - 1 and change <= self.max_error):
+        # The last step is computed to close the account; before two are, no rate is known, and change is infinite.
+        within = FIRST * len(self.lengths) <= i < len(self.lengths) - 1
+        if not (complete and within and change <= self.max_error):
             return False
         self.steps_reused += 1
         self.reused += self.lengths[i] * self.path
