@@ -17,7 +17,7 @@ help:
 	@echo "make demo   set up, build, install and make two videos in $(OUT)/"
 	@echo "make test   set up, build the wheel, install it in a clean environment and test it there"
 	@echo "make check  ruff, clang-format and mypy (part of make test)"
-	@echo "make bench  time the kernels against plain torch"
+	@echo "make bench  measure ops and models beside torch and diffusers"
 	@echo "make wheel  build dist/*.whl"
 	@echo "make clean  remove what these commands made"
 
@@ -46,8 +46,8 @@ check: $(STATE)/test/installed
 	$(TEST)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h')
 	$(TEST)/mypy -p pysora
 
-bench: $(STATE)/demo/installed
-	$(DEMO)/pysora bench
+bench: $(STATE)/test/installed
+	$(TEST)/pysora bench
 
 $(STATE)/demo/installed: $(STATE)/wheel $(STATE)/demo/torch
 	$(call install,$(STATE)/demo,)

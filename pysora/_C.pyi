@@ -33,6 +33,12 @@ def adaln(
     out: Tensor | Raw,
     threads: int,
 ) -> None: ...
+def ceiling_flops(bf16: bool, rounds: int, threads: int) -> float:
+    """Run multiply-adds that stay in the registers on `threads` threads; return the floating-point operations done."""
+
+def ceiling_triad(a: Tensor | Raw, b: Tensor | Raw, c: Tensor | Raw, threads: int) -> float:
+    """Write b + 3c to a, all fp32 [n], n a multiple of 16, a aligned to 64 bytes; return the bytes moved, 12 n."""
+
 def gate_residual(
     x: Tensor | Raw,
     y: Tensor | Raw,

@@ -10,7 +10,6 @@ import json
 import logging
 import re
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -134,20 +133,63 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
 
 @app.command()
 def bench(
-    ops: Annotated[list[str] | None, typer.Argument(metavar="[OP]...", help="Ops to time.", show_default="all")] = None,
-    dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
-    seconds: Annotated[float, typer.Option(help="Time per op.")] = 2.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[OP]...", help="Ops, and dit, vae, generate.", show_default="all"),
+    ] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="fp32 or bf16; may be repeated.", show_default="both")] = None,
+    tokens: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Length for attention and dit; may be repeated.", show_default="attention 1024 and 4096, dit 1024"
+        ),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of all contenders.", show_default="torch's")] = None,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(help="zentorch, openvino or inductor; may be repeated.", show_default="those installed"),
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Time per contender and case.", show_default="2, quick 0.2")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small shapes, little time.")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write JSON; - prints it instead of the table.")
+    ] = None,
 ) -> None:
-    """Time each op's kernels against plain torch, in alternation, with the error of both against float64.
+    """Measure ops and models beside torch, diffusers and other peers that are installed, in alternation.
 
-    [bold]Example[/bold]: pysora bench spacetime_attention --dtype bf16
+    Each time stands beside its percent of what this machine can do, measured in the same seconds, and beside the
+    error against float64. An interrupted run shows what it has.
+
+    [bold]Examples[/bold]
+
+    pysora bench --quick
+
+    pysora bench spacetime_attention --dtype bf16 --tokens 1024 --tokens 8192
+
+    pysora bench dit vae --threads 2 --json dit.json
     """
     with _reported():
         from pysora import bench as benchmark
 
-        rows = benchmark.run(ops or None, dtype, seconds)
-        typer.echo(json.dumps([asdict(row) for row in rows], indent=2) if as_json else benchmark.table(rows))
+        if json_file is not None and not json_file.parent.is_dir():
+            raise ValueError(f"--json: there is no folder {str(json_file.parent)!r}")
+        size = "quick" if quick else "full"
+        rows: list[benchmark.Row] = []
+        with benchmark.using_threads(threads), stderr.status("") as status:
+            chosen = benchmark.cases(names or None, dtype or tuple(benchmark.DTYPES), size, tokens or ())
+
+            def announce(i: int, total: int, case: benchmark.Case) -> None:
+                status.update(f"{i + 1}/{total} {case.op}, {case.label}, {case.dtype}")
+
+            try:
+                # Row by row: what an interrupt comes after is kept.
+                rows.extend(benchmark.run(chosen, size, seconds, peer, announce))
+            finally:
+                status.stop()
+                if rows:
+                    _show(benchmark.Report.of(rows, size), json_file)
 
 
 @app.command("eval")
@@ -257,6 +299,22 @@ def _reported() -> Iterator[None]:
         _fail(str(error), FAILED if isinstance(error, CheckpointError) else BAD_INPUT)
     except (OSError, ArithmeticError, RuntimeError, MemoryError) as error:
         _fail(str(error) or type(error).__name__, FAILED)
+
+
+def _show(report: Any, json_file: Path | None) -> None:
+    """A benchmark's table on stdout, or its JSON there or in a file."""
+    from pysora.bench import table
+
+    if json_file == Path("-"):
+        typer.echo(report.to_json())
+        return
+    console = Console(highlight=False)
+    # Where nobody looks at a terminal's width nothing is folded.
+    console.width = console.width if console.is_terminal else 180
+    console.print(table(report.rows))
+    if json_file is not None:
+        report.save(json_file)
+        typer.echo(json_file)
 
 
 def _fail(message: str, code: int) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import pysora
-from pysora import bench, evaluation, info, ops
+from pysora import evaluation, info, ops
 from pysora.cli import app
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -162,32 +162,6 @@ def test_info_names_a_backend_or_a_reason_for_every_op() -> None:
         assert all(op["not"].values())
     text = info.text(facts)
     assert all(name in text for name in (*ops.OPS, pysora.__version__, facts["packages"]["torch"]))
-
-
-def test_bench_covers_every_op() -> None:
-    assert set(bench.CASES) == set(ops.OPS)
-
-
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_bench_measures_time_and_error(dtype: str) -> None:
-    result = run("bench", "patch_embed", "unpatchify", "--dtype", dtype, "--seconds", 0.01, "--json")
-    assert result.exit_code == 0, result.output
-    rows = json.loads(result.stdout)
-    assert {row["op"] for row in rows} == {"patch_embed", "unpatchify"}
-    assert all(row["milliseconds"] > 0 and row["error"] < 0.02 for row in rows)
-    assert all((row["ratio"] is None) == (row["backend"] == "reference") for row in rows)
-
-
-def test_bench_gives_no_time_to_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    errors = iter([1e-7, 0.5])
-    monkeypatch.setattr(bench, "_error", lambda results, exact: next(errors))
-    with pytest.raises(ArithmeticError, match=r"patch_embed on cpu: error 5\.0e-01"):
-        bench.run(["patch_embed"], seconds=0.01)
-
-
-@pytest.mark.parametrize("arguments", [["nothing"], ["noise", "--dtype", "int8"], ["noise", "--seconds", "0"]])
-def test_bench_refuses(arguments: list[str]) -> None:
-    assert run("bench", *arguments).exit_code == 2
 
 
 def test_eval_scores_both_languages(model: str, monkeypatch: pytest.MonkeyPatch) -> None:

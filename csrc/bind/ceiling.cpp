@@ -1,0 +1,52 @@
+#include "pysora/cpu.h"
+#include "tensor.h"
+
+namespace pysora {
+namespace {
+
+double run(CeilingParams& p) {
+  double work = 0;
+  p.work = &work;
+  py::gil_scoped_release release;
+  cpu().ceiling(p);
+  return work;
+}
+
+}  // namespace
+
+void bind_ceiling(py::module_& m) {
+  m.def(
+      "ceiling_flops",
+      [](bool bf16, std::int64_t rounds, int threads) {
+        if (rounds < 1) throw py::value_error("rounds: need at least 1");
+        CeilingParams p{};
+        p.loop = bf16 ? Loop::bf16 : Loop::fp32;
+        p.threads = checked_threads(threads);
+        // Several for each thread, so that one which is disturbed does not let the others wait.
+        p.tasks = 8 * static_cast<std::int64_t>(p.threads);
+        p.rounds = rounds;
+        return run(p);
+      },
+      py::arg("bf16"), py::arg("rounds"), py::arg("threads"));
+  m.def(
+      "ceiling_triad",
+      [](py::handle a_, py::handle b_, py::handle c_, int threads) {
+        const Tensor a(a_, "a"), b(b_, "b"), c(c_, "c");
+        const std::int64_t n = a.ndim(1).size(0);
+        for (const Tensor* t : {&a, &b, &c}) t->ndim(1).shape({n}).dtype(Dtype::f32).contiguous();
+        if (n % 16) a.fail("a multiple of 16 values", std::to_string(n));
+        if (reinterpret_cast<std::uintptr_t>(a.data<float>()) % 64)
+          a.fail("memory aligned to 64 bytes", "other memory");
+        CeilingParams p{};
+        p.loop = Loop::triad;
+        p.a = a.data<float>();
+        p.b = b.data<const float>();
+        p.c = c.data<const float>();
+        p.n = n;
+        p.threads = checked_threads(threads);
+        return run(p);
+      },
+      py::arg("a"), py::arg("b"), py::arg("c"), py::arg("threads"));
+}
+
+}  // namespace pysora

@@ -1,0 +1,164 @@
+"""Cases of the ops on tokens: the blocks of the transformer, in shapes of Wan 1.3B and of the embedded model.
+
+The baselines are what a user of torch or diffusers runs today, written as plainly as there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pysora import ops
+from pysora.bench.case import SCORED, Case, item
+
+TOKENS = {"full": 4096, "quick": 320, "tiny": 20}
+WIDTH = {"full": 1536, "quick": 256, "tiny": 32}
+
+
+def adaln(dtype: str, size: str, tokens: Sequence[int]) -> list[Case]:
+    """x is read and written once."""
+    L, D = TOKENS[size], WIDTH[size]
+
+    def plain(x: Tensor, table: Tensor) -> Tensor:
+        shift, scale = table[:, :1], table[:, 1:]
+        return (F.layer_norm(x.float(), (D,), eps=1e-6) * (1 + scale) + shift).type_as(x)
+
+    return [
+        Case(
+            "adaln",
+            f"{L} tokens of {D}",
+            dtype,
+            draw=lambda draw: (draw(1, L, D), draw(1, 2, D, fp32=True)),
+            ours=ops.adaln,
+            rivals={"torch": plain},
+            unit="GB/s",
+            amount=2 * L * D * item(dtype),
+            intensity=4 / item(dtype),
+            exact=ops.adaln.reference,
+            rotates=size == "full",
+        )
+    ]
+
+
+def gate_residual(dtype: str, size: str, tokens: Sequence[int]) -> list[Case]:
+    """Two inputs are read and one result written."""
+    L, D = TOKENS[size], WIDTH[size]
+
+    def plain(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+        return (x.float() + y * gate).type_as(x)
+
+    return [
+        Case(
+            "gate_residual",
+            f"{L} tokens of {D}",
+            dtype,
+            draw=lambda draw: (draw(1, L, D), draw(1, L, D), draw(1, D, fp32=True)),
+            ours=ops.gate_residual,
+            rivals={"torch": plain},
+            unit="GB/s",
+            amount=3 * L * D * item(dtype),
+            intensity=2 / (3 * item(dtype)),
+            exact=ops.gate_residual.reference,
+            rotates=size == "full",
+        )
+    ]
+
+
+def qk_norm_rope(dtype: str, size: str, tokens: Sequence[int]) -> list[Case]:
+    """x is read and written once, and so are a cosine and a sine for each pair of a token's channels of one head."""
+    L, D = TOKENS[size], WIDTH[size]
+    K = {"full": 128, "quick": 64, "tiny": 16}[size]
+
+    def plain(x: Tensor, gain: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = F.rms_norm(x.flatten(2), (D,), gain, 1e-6).unflatten(2, (-1, K))
+        even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+        turned = torch.empty_like(x)
+        turned[..., 0::2] = even * cos[:, None] - odd * sin[:, None]
+        turned[..., 1::2] = even * sin[:, None] + odd * cos[:, None]
+        return turned
+
+    return [
+        Case(
+            "qk_norm_rope",
+            f"{L} tokens, {D // K} heads of {K}",
+            dtype,
+            draw=lambda draw: (
+                draw(1, L, D // K, K),
+                draw(D),
+                draw(L, K // 2, fp32=True).cos(),
+                draw(L, K // 2, fp32=True).sin(),
+            ),
+            ours=ops.qk_norm_rope,
+            rivals={"torch": plain},
+            unit="GB/s",
+            amount=2 * L * D * item(dtype) + 4 * L * K,
+            intensity=3 / item(dtype),
+            exact=ops.qk_norm_rope.reference,
+            rotates=size == "full",
+        )
+    ]
+
+
+def spacetime_attention(dtype: str, size: str, tokens: Sequence[int]) -> list[Case]:
+    """4*L*L*N*K operations."""
+    heads = {"full": [(12, 128), (8, 64)], "quick": [(4, 64)], "tiny": [(2, 16)]}[size]
+
+    def case(L: int, N: int, K: int) -> Case:
+        def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+            return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+        def exact(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            out: Tensor = ops.spacetime_attention.reference(q[:, :SCORED], k, v)
+            return out
+
+        return Case(
+            "spacetime_attention",
+            f"{L} tokens, {N} heads of {K}",
+            dtype,
+            draw=lambda draw: tuple(draw(1, L, N, K) for _ in range(3)),
+            ours=ops.spacetime_attention,
+            rivals={"torch": plain},
+            unit="GFLOP/s",
+            amount=4 * L * L * N * K,
+            intensity=L / item(dtype),
+            exact=exact,
+            part=lambda result: result[:, :SCORED],
+            length=L,
+            rotates=size == "full",
+        )
+
+    lengths = tokens or {"full": (1024, 4096), "quick": (320,), "tiny": (20,)}[size]
+    return [case(L, N, K) for N, K in heads for L in lengths]
+
+
+def linear(dtype: str, size: str, tokens: Sequence[int]) -> list[Case]:
+    """2*L*D*E operations, with the GELU of the feed-forward block."""
+    L, D = TOKENS[size] // 4, WIDTH[size]
+    E = {"full": 8960, "quick": 1024, "tiny": 48}[size]
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor, epilogue: str) -> Tensor:
+        return F.gelu(F.linear(x, weight, bias), approximate="tanh")
+
+    return [
+        Case(
+            "linear",
+            f"{L} tokens, {D} to {E}, GELU",
+            dtype,
+            draw=lambda draw: (draw(1, L, D), draw(E, D) / D**0.5, draw(E), "gelu"),
+            ours=ops.linear,
+            rivals={"torch": plain},
+            unit="GFLOP/s",
+            amount=2 * L * D * E,
+            intensity=2 * L * D * E / (L * D + D * E + L * E) / item(dtype),
+            exact=lambda x, *rest: plain(x[:, :SCORED], *rest),
+            part=lambda result: result[:, :SCORED],
+            rotates=size == "full",
+        )
+    ]
+
+
+CASES = {function.__name__: function for function in (adaln, gate_residual, qk_norm_rope, spacetime_attention, linear)}
