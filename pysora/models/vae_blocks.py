@@ -173,8 +173,8 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
         conv = cast(nn.Conv2d, self.resample[1])
-        frames = F.pad(x.transpose(1, 2).flatten(0, 1), (0, 1, 0, 1))
-        x = F.conv2d(frames, conv.weight, conv.bias, stride=2).unflatten(0, (x.shape[0], -1)).transpose(1, 2)
+        halved = F.conv2d(F.pad(x.transpose(1, 2).flatten(0, 1), (0, 1, 0, 1)), conv.weight, conv.bias, stride=2)
+        x = halved.unflatten(0, (x.shape[0], -1)).transpose(1, 2)
         if self.time_conv is None:
             return x
         # A copy: a view would keep the whole chunk.

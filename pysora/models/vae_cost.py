@@ -121,9 +121,10 @@ class Tally:
         with self.holding(self.size(past)):
             joined = self.size(frames) if past else 0
             if norm:
-                numbers = self.size(frames) // self.itemsize
-                # In fp32 or wider: two copies, and one more that is neither the input nor the result of a cast.
-                self.alive(joined + numbers * max(self.itemsize, FP32) * (2 + (self.itemsize < FP32)))
+                # In fp32 or wider: the length of each position and two copies, of a narrower type one more.
+                wide = max(self.itemsize, FP32)
+                copies = self.size(frames) * (2 + (self.itemsize < FP32)) + self.size(frames, 1)
+                self.alive(joined + copies // self.itemsize * wide)
                 joined = self.size(frames)
             if up > 1:
                 self.alive(joined + self.size(frames) * up * up)
@@ -204,7 +205,8 @@ def _(layer: Downsample, t: Tally) -> None:
         return
     t.cached += t.size(1)
     frames = t.frames if t.first else t.frames + 1
-    with t.holding(t.size() + t.size(frames)):
+    # The last chunk's last frame beside this one's, and both chunks joined.
+    with t.holding(t.size() + t.size(1) + t.size(frames)):
         if frames >= layer.time_conv.kernel_size[0]:
             t.convolve(layer.time_conv.weight, frames, stride=(2, 1))
             t.frames += t.first

@@ -141,9 +141,16 @@ class Job:
         cached = max(t.cached for t in costs)
         whole = max(t.live for t in seam.whole)
         lasting = max(t.cached for t in seam.whole)
+        if self.tiles_first:
+            # The whole frames come from the last tile, whose result is still there.
+            whole += max(t.size() for t in costs)
         inside = lasting + cached * area // (high * wide)
         inside += max(whole + self.tiles_first * max(features), max(features) + live)
-        outside = features[0] + self.frames[2] * features[-1] + max(lasting + whole, cached + live)
+        outside = features[0] + self.frames[2] * features[-1]
+        if self.tiles_first:
+            outside += lasting + cached + max(whole, live)
+        else:
+            outside += max(lasting + whole, cached + live)
         flops = seam.flops(rows, cols)
         beside = self._latents(seam) + ALLOWANCE
         frame = seam.exit[0].rows, seam.exit[0].cols
