@@ -127,11 +127,10 @@ def test_too_little_memory_is_refused_before_anything_runs() -> None:
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_a_budget_changes_no_frame(form: dict[str, Any]) -> None:
-    vae = VAE(VAEConfig.from_dict(form)).double()
+    vae = VAE(VAEConfig.from_dict(form)).double().requires_grad_(False)
     latents = torch.randn(1, 4, 2, 3, 21, dtype=torch.float64)
     job = vae.decoding(latents.shape, 1, 8)
     video = vae.decode(latents, memory=1 << 40)
-    assert not video.requires_grad
     assert torch.equal(video, vae.decode(latents))
     assert len(job.within(job.least()).tiles) > 1
     tiled = vae.decode(latents, memory=job.least(video.nbytes))
@@ -142,5 +141,4 @@ def test_a_budget_changes_no_frame(form: dict[str, Any]) -> None:
     clip = torch.rand(1, 3, 5, *(n * vae.spatial_factor for n in (3, 21)), dtype=torch.float64)
     moments = vae.moments(clip, 1, memory=vae.encoding(clip.shape, 1, 8).least())
     for tiled, untiled in zip(moments, vae.moments(clip), strict=True):
-        assert not tiled.requires_grad
         assert float((tiled - untiled).abs().max() / untiled.abs().max()) < 1e-12
