@@ -227,7 +227,7 @@ def evaluate(
 
 @app.command()
 def train(
-    stage: Annotated[str, typer.Argument(help="vae, text, dit or export, in this order.")],
+    stage: Annotated[str, typer.Argument(help="vae, text, dit, decoder or export, in this order.")],
     out: Annotated[Path, typer.Option(help="Folder of the run: states, loss curves, weights.")] = Path("runs/embedded"),
     minutes: Annotated[float, typer.Option(help="Length of the stage over all its segments.")] = 60.0,
     resume: Annotated[bool, typer.Option(help="Go on from the last state in the folder.")] = False,
@@ -235,8 +235,8 @@ def train(
 ) -> None:
     """Train the embedded model, one stage after the other; a stage that was stopped goes on with --resume.
 
-    [bold]Example[/bold]: pysora train vae --minutes 32; pysora train text --minutes 4; pysora train dit --minutes 56;
-    pysora train export
+    [bold]Example[/bold]: pysora train vae --minutes 70; pysora train text --minutes 8; pysora train dit --minutes 90;
+    pysora train decoder --minutes 10; pysora train export
     """
     with _reported():
         from pysora import training

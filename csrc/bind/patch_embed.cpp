@@ -7,7 +7,7 @@ void bind_patch_embed(py::module_& m) {
   m.def(
       "patch_embed_workspace",
       [](std::int64_t tokens, std::int64_t D, std::int64_t depth, int threads) {
-        return ProductShape{tokens, D, depth, threads}.workspace_floats();
+        return ProductShape{D, tokens, depth, threads}.workspace_floats();
       },
       py::arg("tokens"), py::arg("D"), py::arg("depth"), py::arg("threads"));
   m.def(

@@ -32,7 +32,7 @@ void run(const LinearParams& p) {
           const Values residual = from(p.residual, b * p.residual_strides[0] + l * p.residual_strides[1]);
           y = load(residual, e, lanes) + y * load(gate, e, lanes);
         }
-        store(static_cast<Out*>(p.out) + token * p.E + e, y, lanes);
+        store_flushed(static_cast<Out*>(p.out) + token * p.E + e, y, lanes);
       });
 }
 

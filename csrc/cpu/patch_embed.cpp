@@ -2,7 +2,8 @@
 
 #include "product.h"
 
-// A matrix product whose rows are gathered patch by patch: the unfolded video never exists in memory.
+// A matrix product whose operand is gathered patch by patch: the unfolded video never exists in memory. The features
+// lie in the lanes, so that a token's are stored as they come.
 namespace pysora::PYSORA_ISA {
 namespace {
 
@@ -16,24 +17,22 @@ struct PatchEmbed {
   const std::int64_t t = p.video_shape[2] / pt, h = p.video_shape[3] / ph, w = p.video_shape[4] / pw;
   const std::int64_t L = t * h * w;
 
-  // Copies the C*pt*ph*pw values from `offset` on.
+  // Copies the C*pt*ph*pw values from `offset` on. Lines of the usual length 2 are known to the compiler.
   void gather(const void* base, const std::int64_t* strides, std::int64_t offset, float* to) const {
     const T* source = static_cast<const T*>(base) + offset;
+    if (pw == 2) return gather_lines<2>(source, strides, to);
+    gather_lines<0>(source, strides, to);
+  }
+  template <int known>
+  void gather_lines(const T* source, const std::int64_t* strides, float* to) const {
+    const std::int64_t length = known ? known : pw;
     Elem* place = reinterpret_cast<Elem*>(to);
     for (std::int64_t c = 0; c < C; ++c)
       for (std::int64_t i = 0; i < pt; ++i)
         for (std::int64_t j = 0; j < ph; ++j) {
           const T* line = source + c * strides[1] + i * strides[2] + j * strides[3];
-          for (std::int64_t m = 0; m < pw; ++m) convert(line[m * strides[4]], *place++);
+          for (std::int64_t m = 0; m < length; ++m) convert(line[m * strides[4]], *place++);
         }
-  }
-
-  // The weights where they lie side by side, else null.
-  const T* dense_weights() const {
-    std::int64_t step = 1;
-    for (int i = 4; i > 0; step *= p.weight_shape[i--])
-      if (p.weight_shape[i] > 1 && p.weight_strides[i] != step) return nullptr;
-    return static_cast<const T*>(p.weight);
   }
 
   Vec bias(std::int64_t d, Whole) const { return bias(d, W); }
@@ -47,16 +46,16 @@ struct PatchEmbed {
 
   void run() const {
     const ProductShape shape = p.product();
-    const Product<T> product{shape, p.workspace, dense_weights(), p.weight_strides[0]};
+    const Product<T, Along::rows> product{shape, p.workspace, nullptr, 0};
     product.run(
+        [&](std::int64_t d, float* place) { gather(p.weight, p.weight_strides, d * p.weight_strides[0], place); },
         [&](std::int64_t token, float* place) {
           const std::int64_t l = token % L, x = l % w, y = l / w % h, z = l / w / h, *s = p.video_strides;
           gather(p.video, s, token / L * s[0] + z * pt * s[2] + y * ph * s[3] + x * pw * s[4], place);
         },
-        [&](std::int64_t d, float* place) { gather(p.weight, p.weight_strides, d * p.weight_strides[0], place); },
-        [&](std::int64_t token, std::int64_t d, Vec y, auto lanes) {
+        [&](std::int64_t token, std::int64_t d, Vec y, auto lanes) __attribute__((always_inline)) {
           if (p.bias) y = y + bias(d, lanes);
-          store(static_cast<T*>(p.out) + token * D + d, y, lanes);
+          store_flushed(static_cast<T*>(p.out) + token * D + d, y, lanes);
         });
   }
 };

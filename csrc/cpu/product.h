@@ -145,9 +145,13 @@ void copy_values(const T* from, std::int64_t step, std::int64_t K, float* to) {
   }
 }
 
-// out[i][e] = rows[i] . weights[e]. copy_row(i, place) and copy_weight(e, place) write a row's units; finish(i, e, y,
-// lanes) takes `lanes` results of row i, from e on.
-template <class T>
+// Which way a vector of results runs.
+enum class Along { weights, rows };
+
+// out[i][e] = rows[i] . weights[e], the rows in lanes. copy_row(i, place) and copy_weight(e, place) write a row's
+// units. Along weights, finish(i, e, y, lanes) takes `lanes` results of row i, from e on; along rows, finish(e, i, y,
+// lanes) takes those of weight e, from i on, without transposing them.
+template <class T, Along along = Along::weights>
 struct Product {
   using Unit = typename UnitOf<T>::Unit;
   using Elem = typename Unit::Elem;
@@ -176,23 +180,37 @@ struct Product {
     tiles(count, [&](auto R, std::int64_t i) {
       Vec sum[R][NV] = {};
       dots<Unit>(sum, units + i * stride, stride, 1, lanes, NV * W, depth);
+      if (along == Along::rows && n == NV * W) {  // straight from the registers
+        for (int r = 0; r < R; ++r)
+          for (int v = 0; v < NV; ++v) finish(e + i + r, first + v * W, sum[r][v], Whole{});
+        return true;
+      }
       for (int r = 0; r < R; ++r)
         for (int v = 0; v < NV; ++v) store(results + ((i + r) * NV + v) * W, sum[r][v]);
       return true;
     });
+    if (along == Along::rows && n == NV * W) return;
     for (std::int64_t v = 0; v * W < n; ++v)
       for (std::int64_t i = 0; i < count; i += W) {
         Vec m[W];
         for (int r = 0; r < W; ++r) m[r] = load(results + ((i + r) * NV + v) * W);
-        transpose(m);
-        for (std::int64_t r = 0; r < W && v * W + r < n; ++r) {
-          if (count - i >= W) {
-            finish(first + v * W + r, e + i, m[r], Whole{});
-          } else {
-            finish(first + v * W + r, e + i, m[r], count - i);
-          }
+        if (along == Along::rows) {
+          for (std::int64_t r = 0; r < W && i + r < count; ++r)
+            with_lanes(n - v * W, [&](auto lanes) { finish(e + i + r, first + v * W, m[r], lanes); });
+          continue;
         }
+        transpose(m);
+        with_lanes(count - i, [&](auto counted) {
+          for (std::int64_t r = 0; r < W && v * W + r < n; ++r) finish(first + v * W + r, e + i, m[r], counted);
+        });
       }
+  }
+
+  // Calls f with the lanes that count where n results are left.
+  template <class F>
+  static void with_lanes(std::int64_t n, const F& f) {
+    if (n >= W) return f(Whole{});
+    f(n);
   }
 
   template <class CopyRow, class CopyWeight, class Finish>

@@ -38,6 +38,29 @@ void store(T* p, Vec v, std::int64_t lanes) {
   std::memcpy(p, part, static_cast<std::size_t>(lanes) * sizeof(T));
 }
 
+// As `store`, for results of `vdpbf16ps`, which takes subnormals for zeros anyway.
+inline void store_flushed(float* p, Vec v) {
+  store(p, v);
+}
+inline void store_flushed(Bf16* p, Vec v) {
+#if defined(__AVX512BF16__)
+  const __m256bh half = _mm512_cvtneps_pbh(v);
+  std::memcpy(p, &half, sizeof half);
+#else
+  store(p, v);
+#endif
+}
+template <class T>
+void store_flushed(T* p, Vec v, Whole) {
+  store_flushed(p, v);
+}
+template <class T>
+void store_flushed(T* p, Vec v, std::int64_t lanes) {
+  T part[W];
+  store_flushed(part, v);
+  std::memcpy(p, part, static_cast<std::size_t>(lanes) * sizeof(T));
+}
+
 inline Vec only(Vec v, Whole) {
   return v;
 }

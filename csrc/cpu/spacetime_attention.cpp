@@ -223,9 +223,14 @@ struct Attention {
         Vec m[W];
         for (int i = 0; i < W; ++i) m[i] = d + i < p.K ? load(s.out + ((d + i) * NV + v) * W) * share : Vec{};
         transpose(m);
-        const std::int64_t columns = p.K - d < W ? p.K - d : W;
-        for (std::int64_t r = 0; r < lanes; ++r)
-          put_row(static_cast<T*>(p.out) + ((j.b * p.Lq + first + v * W + r) * p.N + j.n) * p.K + d, m[r], columns);
+        for (std::int64_t r = 0; r < lanes; ++r) {
+          T* out = static_cast<T*>(p.out) + ((j.b * p.Lq + first + v * W + r) * p.N + j.n) * p.K + d;
+          if (p.K - d >= W) {
+            store_flushed(out, m[r]);
+          } else {
+            store_flushed(out, m[r], p.K - d);
+          }
+        }
       }
       for (std::int64_t r = 0; p.lse && r < lanes; ++r)
         p.lse[(j.b * p.N + j.n) * p.Lq + first + v * W + r] =
@@ -233,13 +238,6 @@ struct Attention {
                           : static_cast<float>(static_cast<double>(state.reference[v][r]) * kLn2 +
                                                __builtin_log(static_cast<double>(total[r])));
     }
-  }
-
-  static void put_row(T* to, Vec x, std::int64_t n) {
-    if (n == W) return store(to, x);
-    T room[W];
-    store(room, x);
-    std::memcpy(to, room, static_cast<std::size_t>(n) * sizeof(T));
   }
 
   void run() const {

@@ -19,10 +19,10 @@ struct PatchEmbedParams {
   float* workspace;  // product().workspace_floats() of them
   int threads;
 
-  ProductShape product() const {
-    std::int64_t rows = video_shape[0], depth = weight_shape[1];
-    for (int i = 2; i < 5; ++i) rows *= video_shape[i] / weight_shape[i], depth *= weight_shape[i];
-    return {rows, weight_shape[0], depth, threads};
+  ProductShape product() const {  // the features are its rows, the tokens its weights
+    std::int64_t tokens = video_shape[0], depth = weight_shape[1];
+    for (int i = 2; i < 5; ++i) tokens *= video_shape[i] / weight_shape[i], depth *= weight_shape[i];
+    return {weight_shape[0], tokens, depth, threads};
   }
 };
 
