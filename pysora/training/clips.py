@@ -88,4 +88,5 @@ def _near(sample: Sample, value: float) -> np.ndarray:
     x0, y0, x1, y1 = (sample.boxes * (W, H, W, H)).T[..., None]
     rows, columns = np.arange(H), np.arange(W)
     inside = ((rows >= y0 - 2) & (rows < y1 + 2))[:, :, None] & ((columns >= x0 - 2) & (columns < x1 + 2))[:, None, :]
-    return np.where(inside, np.float32(value), np.float32(1))
+    weights: np.ndarray = np.where(inside, np.float32(value), np.float32(1))
+    return weights
