@@ -16,6 +16,7 @@ import torch
 
 from pysora import ops
 from pysora.models.dit import DiTConfig
+from pysora.ops.linear import scratch_bytes
 
 FP32 = 4
 
@@ -34,7 +35,8 @@ def denoising(config: DiTConfig, batch: int, grid: tuple[int, int, int], text_ro
     scores = 3 * N * text_rows * FP32 if ops.explain("spacetime_attention").backend == "reference" else 0
     latents = L * math.prod(config.patch_size) * config.in_channels * 10 * FP32
     text = texts(config, text_rows, itemsize)
-    return batch * (L * max(attention, feed_forward, 4 * D * FP32 + scores) + text + latents)
+    scratch = max(scratch_bytes(batch * L, D), scratch_bytes(batch * L, config.ffn_dim))
+    return batch * (L * max(attention, feed_forward, 4 * D * FP32 + scores) + text + latents) + scratch
 
 
 def texts(config: DiTConfig, text_rows: int, itemsize: int) -> int:

@@ -82,6 +82,13 @@ def linear(
     return y
 
 
+def scratch_bytes(tokens: int, D: int) -> int:
+    """Return the bytes that the backend which `linear` picks on the CPU takes beside its result; 0 for torch's."""
+    if linear.explain(None).backend != "cpu":
+        return 0
+    return 4 * int(_native.native().linear_workspace(tokens, 1, D, _native.threads()))
+
+
 def _cpu(
     x: Tensor,
     weight: Tensor,
