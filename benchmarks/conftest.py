@@ -64,7 +64,7 @@ def measured(benchmark: Any, ceilings: Ceilings) -> Callable[[Case, str], None]:
             result = benchmark(function, *args)
         if exact is not None and who not in case.unlike:
             notes["error"] = error(case.part(result), exact)
-            assert notes["error"] < limit(case, who, args, exact)
+            assert notes["error"] < (VIDEO_LIMITS if case.against == PIPELINE else LIMITS)[case.dtype]
         if benchmark.stats is not None and case.unit:  # None with --benchmark-disable
             rate = case.amount / benchmark.stats.stats.median / 1e9
             notes[case.unit] = round(rate, 1)
@@ -72,16 +72,6 @@ def measured(benchmark: Any, ceilings: Ceilings) -> Callable[[Case, str], None]:
                 notes["% of ceiling"] = round(200 * rate / (before + (reached(ceilings, case.ceiling) or before)))
 
     return run
-
-
-def limit(case: Case, who: str, args: Any, exact: Any) -> float:
-    """The error that is allowed: a deep bf16 network may be as far off as twice what its baseline is."""
-    least = (VIDEO_LIMITS if case.against == PIPELINE else LIMITS)[case.dtype]
-    if who != bench.OURS:
-        return max(least, 0.5)  # not ours to judge, but it must compute the same thing
-    with torch.no_grad():
-        others = [error(case.part(f(*args)), exact) for name, f in case.rivals.items() if name not in case.unlike]
-    return max([least, *(2 * other for other in others[:1])])
 
 
 def reached(ceilings: Ceilings, kind: str | None) -> float | None:

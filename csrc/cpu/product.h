@@ -119,7 +119,7 @@ void to_lanes(std::int64_t n, std::int64_t depth, float* room, float* to, const 
     for (std::int64_t r = 0; r < W; ++r) {
       float* line = room + r * width;
       if (v * W + r < n) {
-        line[depth - 1] = 0;
+        if (depth) line[depth - 1] = 0;
         copy_row(v * W + r, line);
       } else {
         std::memset(line, 0, static_cast<std::size_t>(width) * sizeof(float));
@@ -215,6 +215,7 @@ struct Product {
 
   template <class CopyRow, class CopyWeight, class Finish>
   void run(const CopyRow& copy_row, const CopyWeight& copy_weight, const Finish& finish) const {
+    if (shape.E == 0) return;
     constexpr std::int64_t at_once = kVectors * W;
     float* packed = workspace + shape.threads * shape.thread_floats();
     for (std::int64_t start = 0; start < shape.rows; start += shape.chunk()) {
@@ -240,7 +241,7 @@ struct Product {
           units = reinterpret_cast<const float*>(weights + e * weight_stride), stride = weight_stride / Unit::per;
         } else {
           for (std::int64_t i = 0; i < count; ++i) {
-            s.weights[i * depth + depth - 1] = 0;
+            if (depth) s.weights[i * depth + depth - 1] = 0;
             copy_weight(e + i, s.weights + i * depth);
           }
         }

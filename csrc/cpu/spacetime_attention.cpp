@@ -44,7 +44,7 @@ struct Attention {
   // The K values of a token's head as units.
   void copy_row(const void* base, const std::int64_t* strides, const Job& j, std::int64_t token, float* to) const {
     const T* at = static_cast<const T*>(base) + j.b * strides[0] + token * strides[1] + j.n * strides[2];
-    to[depth - 1] = 0;  // the last unit may be half full
+    if (depth) to[depth - 1] = 0;  // the last unit may be half full
     copy_values<Elem>(at, strides[3], p.K, to);
   }
 
@@ -78,8 +78,7 @@ struct Attention {
   Scratch scratch(int worker) const {
     float* at = p.workspace + worker * P::thread_floats(p.K);
     auto take = [&](std::int64_t n) { return (at += n) - n; };
-    return {take(P::kQueries * p.K), take(P::kQueries * P::kKeys), take(P::kQueries * (p.K + 16)),
-            take(16 * (p.K + 16)), take(P::kKeys)};
+    return {take(kLanes * p.K), take(kLanes * kBlock), take(kLanes * (p.K + 16)), take(16 * (p.K + 16)), take(kBlock)};
   }
 
   float* pair(std::int64_t slot) const { return p.workspace + p.threads * P::thread_floats(p.K) + slot * pair_floats; }
@@ -204,8 +203,8 @@ struct Attention {
     for (int v = 0; v < NV; ++v) state.reference[v] = splat(kNone), state.total[v] = Vec{};
     std::memset(s.out, 0, static_cast<std::size_t>(p.K * NV * W) * sizeof(float));
     const float* values = packed + aligned((j.k1 - j.k0) * depth);
-    for (std::int64_t k = 0; k < j.k1 - j.k0; k += P::kKeys) {
-      const std::int64_t keys = j.k1 - j.k0 - k < P::kKeys ? j.k1 - j.k0 - k : P::kKeys;
+    for (std::int64_t k = 0; k < j.k1 - j.k0; k += kBlock) {
+      const std::int64_t keys = j.k1 - j.k0 - k < kBlock ? j.k1 - j.k0 - k : kBlock;
       for (std::int64_t i = 0; p.key_bias && i < keys; ++i)
         s.bias[i] = p.key_bias[j.b * p.bias_strides[0] + (j.k0 + k + i) * p.bias_strides[1]] * kLog2e;
       block<NV>(s, state, packed + k * depth, values + k / Unit::per * p.K, p.key_bias ? s.bias : nullptr, keys);
@@ -243,13 +242,13 @@ struct Attention {
   void run() const {
     const std::int64_t jobs = p.S * p.N, room = p.workspace_floats - p.threads * P::thread_floats(p.K);
     const std::int64_t pairs = pair_floats ? room / pair_floats : jobs;
-    const std::int64_t k_blocks = ceil_div(p.longest_k, P::kKeys), q_blocks = ceil_div(p.longest_q, V * W);
+    const std::int64_t k_blocks = ceil_div(p.longest_k, kBlock), q_blocks = ceil_div(p.longest_q, V * W);
     for (std::int64_t base = 0; base < jobs; base += pairs) {
       const std::int64_t n = jobs - base < pairs ? jobs - base : pairs;
       parallel_for(p.threads, n * k_blocks, [&](std::int64_t task, int worker) {
-        const std::int64_t slot = task / k_blocks, first = task % k_blocks * P::kKeys;
+        const std::int64_t slot = task / k_blocks, first = task % k_blocks * kBlock;
         const Job j = job(base + slot);
-        const std::int64_t keys = j.k1 - j.k0, last = keys - first < P::kKeys ? keys : first + P::kKeys;
+        const std::int64_t keys = j.k1 - j.k0, last = keys - first < kBlock ? keys : first + kBlock;
         float* packed = pair(slot);
         pack(j, first, last, packed, packed + aligned(keys * depth), scratch(worker).room);
       });

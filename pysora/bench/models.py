@@ -124,7 +124,8 @@ def generate(dtype: str, size: str, tokens: Sequence[int]) -> list[Case]:
     def ours(mine: Pipeline, theirs: Any, latents: Tensor, takes: Any, _: Any) -> Tensor:
         prompt = [PROMPT.format(next(takes))]
         video = mine.generate(prompt, latents=latents, size=f"{pixels}x{pixels}", frames=frames, **settings)
-        return torch.from_numpy(video[0].frames) / 255  # type: ignore[index]
+        assert isinstance(video, list)  # a list of prompts gives one
+        return torch.from_numpy(video[0].frames) / 255
 
     def run(pipeline: Any, mine: Pipeline, latents: Tensor, take: int) -> Tensor:
         made = pipeline(

@@ -40,6 +40,14 @@ def test_accuracy(runner, shape, dtype):
         check(runner(ops.linear, *args), plain, args)
 
 
+@pytest.mark.parametrize("shape", [(0, 2, 4, 3), (1, 0, 4, 3), (1, 2, 0, 3), (1, 2, 4, 0)])
+def test_nothing_to_multiply(runner, shape):
+    B, L, D, E = shape
+    bias = torch.randn(E)
+    out = runner(ops.linear, torch.zeros(B, L, D), torch.zeros(E, D), bias)
+    assert torch.equal(out, bias.expand(B, L, E))
+
+
 def test_rejects(runner):
     x, weight = torch.zeros(1, 2, 4), torch.zeros(3, 4)
     with pytest.raises(ValueError, match=r"epilogue: need one of .*, got 'relu'"):

@@ -41,6 +41,10 @@ def test_strides(runner, layout):
     assert torch.equal(runner(ops.patch_embed, *views), runner(ops.patch_embed, *args))
 
 
+def test_no_samples(runner):
+    assert runner(ops.patch_embed, torch.zeros(0, 2, 1, 4, 4), torch.zeros(3, 2, 1, 2, 2)).shape == (0, 4, 3)
+
+
 def test_rejects_a_rest(runner):
     with pytest.raises(ValueError, match="W a multiple of the patch's 2, got 5"):
         runner(ops.patch_embed, torch.zeros(1, 2, 1, 4, 5), torch.zeros(3, 2, 1, 2, 2))

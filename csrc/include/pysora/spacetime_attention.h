@@ -2,6 +2,7 @@
 #include <cstdint>
 
 #include "pysora/dtype.h"
+#include "pysora/product.h"
 
 namespace pysora {
 
@@ -23,12 +24,9 @@ struct SpacetimeAttentionParams {
   std::int64_t workspace_floats;
   int threads;
 
-  static constexpr std::int64_t kQueries = 64;  // of a block, at most
-  static constexpr std::int64_t kKeys = 96;     // of a block, at most
-
   // Floats of the packed keys and values of one (sample, head) pair, and of one thread, at most.
   static std::int64_t pair_floats(std::int64_t longest_k, std::int64_t K) { return 2 * longest_k * K + K + 32; }
-  static std::int64_t thread_floats(std::int64_t K) { return kQueries * (2 * K + kKeys + 16) + 16 * (K + 16) + kKeys; }
+  static std::int64_t thread_floats(std::int64_t K) { return kLanes * (2 * K + kBlock + 16) + 16 * (K + 16) + kBlock; }
 };
 
 }  // namespace pysora
