@@ -69,3 +69,14 @@ def transposed(tensor: Tensor) -> Tensor:
     """Return the same values in memory whose dimensions lie in the opposite order."""
     order = list(range(tensor.ndim))[::-1]
     return tensor.permute(order).contiguous().permute(order)
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    """Return the same values with the channels, dimension 1, side by side in memory."""
+    return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def part(tensor: Tensor, dim: int) -> Tensor:
+    """Return the same values as the middle of memory that is three times as long in `dim`; the rest is NaN."""
+    other = torch.full_like(tensor, torch.nan)
+    return torch.cat([other, tensor, other], dim).narrow(dim, tensor.shape[dim], tensor.shape[dim])

@@ -13,6 +13,7 @@ from pysora import training, worlds
 from pysora.checkpoint import load_module, save_module
 from pysora.training import autoencoder, diffusion, reader
 from pysora.training.clips import ClipPool, draw, to_model
+from pysora.training.components import Components, blocks
 from pysora.training.latents import occupancy
 from pysora.training.loop import Run, optimizers
 from pysora.training.muon import Muon, orthogonalize
@@ -192,6 +193,29 @@ def test_weights_lie_on_the_subject() -> None:
     assert video.shape[2:] == weight.shape[2:]
 
 
+def test_components_hold_most_of_a_clip(tmp_path: Path) -> None:
+    pool = ClipPool((64, 48, 5), 6, np.random.default_rng(4))
+    components = Components.measure(lambda: pool.batch(2), 8, 48)
+    video = pool.batch(3)
+    latents = components.project(video)
+    assert latents.shape == (3, 48, 2, 3, 4)
+    # Orthogonal rows of one length: the transpose, over its square, brings the blocks back as well as can be.
+    gram = components.basis @ components.basis.T
+    torch.testing.assert_close(gram, gram[0, 0] * torch.eye(48), atol=1e-3 * float(gram[0, 0]), rtol=0)
+    rows = blocks(video)
+    back = latents.movedim(1, -1) @ components.basis / gram[0, 0] + components.mean
+    assert float((back - rows).square().mean()) < 0.05 * float((rows - components.mean).square().mean())
+    components.save(tmp_path / "components.safetensors")
+    assert torch.equal(Components.load(tmp_path / "components.safetensors").basis, components.basis)
+
+
+def test_a_block_is_a_first_frame_or_four_later_ones() -> None:
+    video = torch.arange(5.0).view(1, 1, 5, 1, 1).expand(1, 3, 5, 16, 32)
+    first, second = blocks(video)[0, :, 0, 1].view(2, 3, 4, 16, 16)[:, 0, :, 0, 0]
+    assert first.tolist() == [0, 0, 0, 0]
+    assert second.tolist() == [1, 2, 3, 4]
+
+
 def test_autoencoder_loss_falls() -> None:
     torch.manual_seed(0)
     vae = autoencoder.VAE(autoencoder.CONFIG)
@@ -199,7 +223,7 @@ def test_autoencoder_loss_falls() -> None:
     video = to_model([draw(np.random.default_rng(0), (32, 32, 5)).frames])
     values = []
     for _ in range(12):
-        loss, _ = autoencoder.losses(vae, video, torch.ones_like(video[:, :1]))
+        loss, _ = autoencoder.losses(vae, video, torch.ones_like(video[:, :1]), torch.zeros(1, 48, 2, 2, 2))
         loss.backward()
         for optimizer in opts:
             optimizer.step()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pysora.memory import parse_memory, returned_at_once
 from pysora.models.vae_blocks import (
     CausalConv3d,
+    ChannelsLast,
     Downsample,
     Layer,
     MidBlock,
@@ -261,10 +262,12 @@ class VAE(nn.Module):
         return Job(self._decoding_layers(), False, (B, C, H, W), (chunk, chunk, -(-T // chunk) - 1), itemsize, what)
 
     def _encoding_layers(self) -> list[Layer]:
-        return [Patchify(self.config.patch_size or 1), *self.encoder.layers()]
+        start = ChannelsLast(self.encoder.conv_in.weight)
+        return [Patchify(self.config.patch_size or 1), start, *self.encoder.layers()]
 
     def _decoding_layers(self) -> list[Layer]:
-        return [*self.decoder.layers(), Unpatchify(self.config.patch_size or 1)]
+        start = ChannelsLast(self.decoder.conv_in.weight)
+        return [start, *self.decoder.layers(), Unpatchify(self.config.patch_size or 1)]
 
     def _video_bytes(self, latents: Tensor, frames: int | None = None) -> int:
         """Bytes of the decoded video, or of some of its frames."""

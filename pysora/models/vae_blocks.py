@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pysora import ops
+from pysora.ops._onednn import convolution, pictures
 
 
 class Stream:
@@ -108,6 +109,20 @@ class Unpatchify:
         return x.permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)
 
 
+@dataclass(frozen=True)
+class ChannelsLast:
+    """Puts the channels of each pixel side by side on a CPU: convolutions are faster so, and the layers keep it.
+
+    Where x or `weight`, the next layer's, needs a gradient, x stays as it is: the backward pass is slower so.
+    """
+
+    weight: Tensor
+
+    def __call__(self, x: Tensor, stream: Stream) -> Tensor:
+        trains = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+        return x if trains or x.device.type != "cpu" else x.contiguous(memory_format=torch.channels_last_3d)
+
+
 class ResidualBlock(nn.Module):
     """Two times norm, SiLU, convolution; beside it the identity or a 1x1x1 convolution."""
 
@@ -173,15 +188,20 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
         conv = cast(nn.Conv2d, self.resample[1])
-        halved = F.conv2d(F.pad(x.transpose(1, 2).flatten(0, 1), (0, 1, 0, 1)), conv.weight, conv.bias, stride=2)
+        padded = F.pad(pictures(x), (0, 1, 0, 1))
+        halved = convolution(padded, conv.weight, conv.bias, (2, 2), (0, 0)).to(x.dtype)
         x = halved.unflatten(0, (x.shape[0], -1)).transpose(1, 2)
         if self.time_conv is None:
             return x
         # A copy: a view would keep the whole chunk.
         last = stream.swap(self, x[:, :, -1:].clone())
         if last is not None:
-            return self.time_conv(torch.cat([last, x], 2))  # type: ignore[no-any-return]
-        return torch.cat([x[:, :, :1], self.time_conv(x)], 2) if x.shape[2] > 1 else x
+            return self._halved_in_time(_joined(last, x), self.time_conv)
+        return _joined(x[:, :, :1], self._halved_in_time(x, self.time_conv)) if x.shape[2] > 1 else x
+
+    @staticmethod
+    def _halved_in_time(x: Tensor, conv: nn.Conv3d) -> Tensor:
+        return convolution(x, conv.weight, conv.bias, (2, 1, 1), (0, 0, 0)).to(x.dtype)
 
 
 class Upsample(nn.Module):
@@ -197,15 +217,35 @@ class Upsample(nn.Module):
             # The first frame is neither doubled nor seen by the second one: the kernel starts on zeros after it.
             head, rest = (x[:, :, :1], x[:, :, 1:]) if stream.first else (x[:, :, :0], x)
             if rest.shape[2]:
-                x = torch.cat([head, _interleave(self.time_conv(rest, stream))], 2)
+                x = _interleave(head, self.time_conv(rest, stream))
         conv = cast(nn.Conv2d, self.resample[1])
         return ops.causal_conv3d(x, conv.weight.unsqueeze(2), conv.bias, upsample=True)[0]
 
 
-def _interleave(x: Tensor) -> Tensor:
-    """The two halves of the channels become frames in turn: `[B, 2C, T, H, W]` -> `[B, C, 2T, H, W]`."""
-    halves: Tensor = x.unflatten(1, (2, -1))
-    return halves.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)
+def laid_like(x: Tensor, *shape: int) -> Tensor:
+    """Memory for `[B, C, T, H, W]` in which channels lie side by side where those of `x` do."""
+    side_by_side = x.shape[1] > 1 and x.stride(1) == 1
+    memory_format = torch.channels_last_3d if side_by_side else torch.contiguous_format
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
+
+
+def _joined(before: Tensor, x: Tensor) -> Tensor:
+    """Frames after others; `torch.cat` forgets how they lie where one is a single frame."""
+    B, C, T, H, W = x.shape
+    out = laid_like(x, B, C, before.shape[2] + T, H, W)
+    out[:, :, : before.shape[2]].copy_(before)
+    out[:, :, before.shape[2] :].copy_(x)
+    return out
+
+
+def _interleave(head: Tensor, x: Tensor) -> Tensor:
+    """`head` `[B, C, t, H, W]`, then the two halves of x's channels as frames in turn: `[B, C, t+2T, H, W]`."""
+    B, C, T, H, W = x.shape
+    first = head.shape[2]
+    out = laid_like(x, B, C // 2, first + 2 * T, H, W)
+    out[:, :, :first].copy_(head)
+    out[:, :, first:].unflatten(2, (T, 2)).copy_(x.unflatten(1, (2, -1)).permute(0, 2, 3, 1, 4, 5))
+    return out
 
 
 def average_down(x: Tensor, out_channels: int, time: int, space: int) -> Tensor:
@@ -215,7 +255,7 @@ def average_down(x: Tensor, out_channels: int, time: int, space: int) -> Tensor:
     """
     x = F.pad(x, (0, 0, 0, 0, -x.shape[2] % time, 0))
     B, C, T, H, W = x.shape
-    x = x.view(B, C, T // time, time, H // space, space, W // space, space).permute(0, 1, 3, 5, 7, 2, 4, 6)
+    x = x.reshape(B, C, T // time, time, H // space, space, W // space, space).permute(0, 1, 3, 5, 7, 2, 4, 6)
     return x.reshape(B, out_channels, -1, T // time, H // space, W // space).mean(2)
 
 
@@ -225,10 +265,19 @@ def repeat_up(x: Tensor, out_channels: int, time: int, space: int, first: bool) 
     `[B, C, T, H, W]` -> `[B, out_channels, T*time, H*space, W*space]`, less the first time-1 frames at the start.
     """
     B, C, T, H, W = x.shape
-    x = x.repeat_interleave(out_channels * time * space * space // C, dim=1)
-    x = x.view(B, out_channels, time, space, space, T, H, W).permute(0, 1, 5, 2, 6, 3, 7, 4)
-    x = x.reshape(B, out_channels, T * time, H * space, W * space)
-    return x[:, :, time - 1 :] if first else x
+    # How many of a result's places in time, rows and columns have a channel of their own.
+    own, places = C // out_channels, (time, space, space)
+    split = []
+    for n in places:
+        split.append(min(n, max(own, 1)))
+        own //= split[-1]
+    repeated = max(1, out_channels // C)
+    spread = x.reshape(B, out_channels // repeated, 1, *split, T, H, W)
+    spread = spread.expand(-1, -1, repeated, *places, -1, -1, -1)
+    out = laid_like(x, B, out_channels, T * time, H * space, W * space)
+    parts = out.unflatten(4, (W, space)).unflatten(3, (H, space)).unflatten(2, (T, time)).unflatten(1, (-1, repeated))
+    parts.copy_(spread.permute(0, 1, 2, 6, 3, 7, 4, 8, 5))
+    return out[:, :, time - 1 :] if first else out
 
 
 class ResidualDownBlock(nn.Module):

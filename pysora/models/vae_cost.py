@@ -1,7 +1,7 @@
 """What layers of the autoencoder take for one chunk of frames: bytes that are alive at once, caches, arithmetic.
 
-Each rule follows the `forward` of its layer and the plain-torch reference of its ops on a CPU, which need the most; a
-test holds them against the process's resident memory.
+Each rule follows the `forward` of its layer and, of its ops, the backend that runs on this CPU; a test holds them
+against the process's resident memory.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from pysora import ops
 from pysora.models.vae_blocks import (
     CausalConv3d,
+    ChannelsLast,
     Downsample,
     FrameAttention,
     MidBlock,
@@ -28,6 +30,7 @@ from pysora.models.vae_blocks import (
     UpBlock,
     Upsample,
 )
+from pysora.ops._cpu import multiplies_bf16
 
 FP32 = 4
 # torch hands fp32 convolutions of one sample to oneDNN from this product of channels, frames and rows on, and
@@ -85,7 +88,28 @@ class Tally:
                 tally(layer, self)
         return self
 
-    def convolve(self, weight: Tensor, frames: int, up: int = 1, stride: tuple[int, int] = (1, 1)) -> None:
+    def strided(self, weight: Tensor, frames: int, stride: tuple[int, int]) -> None:
+        """A convolution of `frames` frames with a stride along time and space; the shape becomes its result's."""
+        if self.itemsize > FP32:
+            self._convolve(weight, frames, stride=stride)
+            return
+        made, channels, *kernel = weight.shape
+        read = self.size(frames)
+        self.channels, self.frames = made, (frames - kernel[0]) // stride[0] + 1
+        self.rows, self.cols = self.rows // stride[1], self.cols // stride[1]
+        self.flops += 2 * self.size() // self.itemsize * channels * math.prod(kernel)
+        self._direct(weight.numel(), read, self.size())
+
+    def _direct(self, weights: int, read: int, made: int) -> None:
+        """oneDNN's convolution where channels lie side by side: its copy of `weights` numbers, and the bytes it makes.
+
+        bf16 that the processor does not multiply is there as fp32 too: the weights, what is read, what is made.
+        """
+        wide = self.itemsize < FP32 and not multiplies_bf16()
+        factor = FP32 // self.itemsize if wide else 1
+        self.alive((weights * (1 + wide) * self.itemsize + made) * factor + wide * (read * factor + made))
+
+    def _convolve(self, weight: Tensor, frames: int, up: int = 1, stride: tuple[int, int] = (1, 1)) -> None:
         """torch's convolution of `frames` frames, `up` times as high and wide; the shape becomes its result's.
 
         weight: `[C', C, kt, kh, kw]`. stride: along time and space.
@@ -114,6 +138,31 @@ class Tally:
         self._causal(conv.weight.unsqueeze(2), False, False, 2)
 
     def _causal(self, weight: Tensor, norm: bool, residual: bool, up: int) -> None:
+        if self.itemsize <= FP32 and ops.causal_conv3d.explain(None).backend == "cpu":
+            self._side_by_side(weight, norm, up)
+        else:
+            self._plain(weight, norm, residual, up)
+
+    def _side_by_side(self, weight: Tensor, norm: bool, up: int) -> None:
+        """The op's CPU backend: what the convolution reads, laid out once, and its result; no copies in blocks."""
+        made, channels, *kernel = weight.shape
+        past = kernel[0] - 1
+        before = min(past, self.frames - 1) if self.first else past
+        read = self.size(self.frames + before)
+        self.cached += self.size(past)
+        # The next chunk's cache is made while the last one's is still there.
+        with self.holding(self.size(past) + (read if norm or before else 0)):
+            cells = self.batch * self.frames * made
+            # Doubled, there are the results of each parity before they are in their places, and kernels of sums.
+            parts = cells * up * up * (self.rows + 1) * (self.cols + 1) * self.itemsize if up > 1 else 0
+            weights = weight.numel() * (5 if up > 1 else 1)
+            taps = math.prod(kernel[1:]) * (4 / 9 if up > 1 else 1) * (before + 1 if self.first else kernel[0])
+            self.rows, self.cols, self.channels = self.rows * up, self.cols * up, made
+            self.flops += round(2 * cells * self.rows * self.cols * channels * taps)
+            self._direct(weights, read, parts + self.size())
+
+    def _plain(self, weight: Tensor, norm: bool, residual: bool, up: int) -> None:
+        """The op's reference."""
         past = weight.shape[2] - 1
         frames = self.frames + past
         # The next chunk's cache is made while the last one's is still there.
@@ -130,7 +179,7 @@ class Tally:
                 self.alive(joined + self.size(frames) * up * up)
                 joined = self.size(frames) * up * up
             with self.holding(joined):
-                self.convolve(weight, frames, up)
+                self._convolve(weight, frames, up)
                 self.alive(self.size() * (1 + residual))
 
 
@@ -152,6 +201,11 @@ def _(layer: CausalConv3d, t: Tally) -> None:
 @tally.register
 def _(layer: NormedConv, t: Tally) -> None:
     t.causal(layer.conv, norm=True)
+
+
+@tally.register
+def _(layer: ChannelsLast, t: Tally) -> None:
+    t.alive(t.size())
 
 
 @tally.register
@@ -200,7 +254,7 @@ def _(layer: Downsample, t: Tally) -> None:
     conv = cast(nn.Conv2d, layer.resample[1])
     # The padded frames.
     with t.holding(t.size()):
-        t.convolve(conv.weight.unsqueeze(2), t.frames, stride=(1, 2))
+        t.strided(conv.weight.unsqueeze(2), t.frames, (1, 2))
     if layer.time_conv is None:
         return
     t.cached += t.size(1)
@@ -208,7 +262,7 @@ def _(layer: Downsample, t: Tally) -> None:
     # The last chunk's last frame beside this one's, and both chunks joined.
     with t.holding(t.size() + t.size(1) + t.size(frames)):
         if frames >= layer.time_conv.kernel_size[0]:
-            t.convolve(layer.time_conv.weight, frames, stride=(2, 1))
+            t.strided(layer.time_conv.weight, frames, (2, 1))
             t.frames += t.first
             t.alive(t.size() * (1 + t.first))
 

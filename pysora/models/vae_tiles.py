@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pysora.memory import returned_at_once
 from pysora.models.vae_blocks import (
     CausalConv3d,
+    ChannelsLast,
     Downsample,
     Layer,
     NormedConv,
@@ -28,6 +29,7 @@ from pysora.models.vae_blocks import (
     Unpatchify,
     UpBlock,
     Upsample,
+    laid_like,
 )
 
 Span = tuple[int, int]
@@ -50,6 +52,11 @@ def _(layer: CausalConv3d, span: Span) -> Span:
 @reach.register
 def _(layer: NormedConv, span: Span) -> Span:
     return reach(layer.conv, span)
+
+
+@reach.register
+def _(layer: ChannelsLast, span: Span) -> Span:
+    return span
 
 
 @reach.register
@@ -190,9 +197,7 @@ def complete(pieces: Iterable[Piece], rows: int, cols: int) -> Iterator[Tensor]:
             yield values
         else:
             if piece.start not in waiting:
-                waiting[piece.start] = torch.empty(
-                    *values.shape[:3], rows, cols, dtype=values.dtype, device=values.device
-                )
+                waiting[piece.start] = laid_like(values, *values.shape[:3], rows, cols)
             waiting[piece.start][..., piece.rows, piece.cols] = values
             if piece.last:
                 yield waiting.pop(piece.start)

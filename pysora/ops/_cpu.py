@@ -37,6 +37,12 @@ def threads() -> int:
     return torch.get_num_threads()
 
 
+@functools.cache
+def multiplies_bf16() -> bool:
+    """Return whether oneDNN multiplies bf16 here; where not, torch's own loops take a hundred times as long as fp32."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def refuses(dtypes: tuple[torch.dtype, ...], **tensors: Tensor | None) -> str | None:
     """Return why the extension cannot borrow these tensors, or None: it takes plain CPU tensors of `dtypes`."""
     for name, tensor in tensors.items():

@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pysora.ops import _cpu as _native
 from pysora.ops._checks import need, need_shape
+from pysora.ops._onednn import convolution, pictures
 from pysora.ops._registry import op
-from pysora.ops.norm_silu import norm_silu
+from pysora.ops.norm_silu import norm_silu, norm_silu_into
 
 
 def _check(
@@ -49,7 +51,17 @@ def _fake(
     upsample: bool,
 ) -> tuple[Tensor, Tensor]:
     shape = _check(x, weight, bias, cache, norm_gamma, residual, upsample)
-    return x.new_empty(shape), x.new_empty(*x.shape[:2], weight.shape[2] - 1, *x.shape[3:])
+    return _empty(x, *shape), _empty(x, *x.shape[:2], weight.shape[2] - 1, *x.shape[3:])
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    """How the results lie: channels side by side where those of x do."""
+    side_by_side = x.shape[1] > 1 and x.stride(1) == 1
+    return torch.channels_last_3d if side_by_side else torch.contiguous_format
+
+
+def _empty(x: Tensor, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_format(x))
 
 
 @op(
@@ -82,7 +94,8 @@ def causal_conv3d(
         upsample: doubles H and W on load.
 
     Returns:
-        y `[B, C', T, H', W']` and the next call's cache `[B, C, kt-1, H, W]`, a contiguous copy; dtype of x.
+        y `[B, C', T, H', W']` and the next call's cache `[B, C, kt-1, H, W]`, a copy; dtype of x. Both are contiguous,
+        in torch's channels_last_3d format where the channels of x lie side by side.
 
     Raises:
         ValueError: a shape does not fit.
@@ -94,10 +107,120 @@ def causal_conv3d(
     kt, kh, kw = weight.shape[2:]
     past = x.new_zeros(B, C, kt - 1, H, W) if cache is None else cache
     frames = torch.cat((past, x), 2) if kt > 1 else x
-    new_cache = frames[:, :, frames.shape[2] - (kt - 1) :].clone(memory_format=torch.contiguous_format)
+    new_cache = frames[:, :, frames.shape[2] - (kt - 1) :].clone(memory_format=_format(x))
     if norm_gamma is not None:
         frames = norm_silu.reference(frames, norm_gamma)
     if upsample:
         frames = F.interpolate(frames, scale_factor=(1, 2, 2), mode="nearest")
     y = F.conv3d(frames, weight, bias, padding=(0, kh // 2, kw // 2))
-    return (y if residual is None else y + residual), new_cache
+    y = y if residual is None else y + residual
+    return y.contiguous(memory_format=_format(x)), new_cache
+
+
+def _cpu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    cache: Tensor | None,
+    norm_gamma: Tensor | None,
+    residual: Tensor | None,
+    upsample: bool,
+) -> tuple[Tensor, Tensor]:
+    """oneDNN's convolution, which reaches this machine's limit where channels lie side by side, between one pass that
+    lays out and normalises what it reads and one in place that adds the residual."""
+    _check(x, weight, bias, cache, norm_gamma, residual, upsample)
+    past = weight.shape[2] - 1
+    new_cache = _empty(x, *x.shape[:2], past, *x.shape[3:])
+    _keep(x, cache, new_cache)
+    if cache is None and past:
+        # Before the start there are zeros: the first taps of the kernel meet nothing else.
+        past = min(past, x.shape[2] - 1)
+        weight = weight[:, :, weight.shape[2] - 1 - past :]
+    frames = _laid_out(x, cache, past, norm_gamma)
+    if upsample and weight.shape[2:] == (1, 3, 3):
+        y = _doubled(frames, weight, bias)
+    else:
+        if upsample:
+            frames = F.interpolate(frames, scale_factor=(1, 2, 2), mode="nearest")
+        y = convolution(frames, weight, bias, (1, 1, 1), (0, weight.shape[3] // 2, weight.shape[4] // 2))
+    y = y.contiguous(memory_format=_format(x))
+    y = y if residual is None else y.add_(residual)
+    return y.to(x.dtype), new_cache
+
+
+def _keep(x: Tensor, cache: Tensor | None, new_cache: Tensor) -> None:
+    """Fill the next call's cache: the last frames of the old one and x."""
+    past, T = new_cache.shape[2], x.shape[2]
+    if past <= T:
+        new_cache.copy_(x[:, :, T - past :])
+        return
+    older = new_cache[:, :, : past - T]
+    if cache is None:
+        older.zero_()
+    else:
+        older.copy_(cache[:, :, T:])
+    new_cache[:, :, past - T :].copy_(x)
+
+
+def _laid_out(x: Tensor, cache: Tensor | None, past: int, gamma: Tensor | None) -> Tensor:
+    """`past` frames before x, and x, normed: `[B, C, past+T, H, W]`; x itself where there is nothing to do."""
+    if gamma is None and not past:
+        return x
+    B, C, T, H, W = x.shape
+    frames = _empty(x, B, C, past + T, H, W)
+    before, own = frames[:, :, :past], frames[:, :, past:]
+    if cache is None:
+        before.zero_()
+    for source, target in [(cache, before), (x, own)] if cache is not None and past else [(x, own)]:
+        if gamma is None:
+            target.copy_(source)
+        else:
+            norm_silu_into(source, gamma, target)
+    return frames
+
+
+def _doubled(frames: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The convolution of `frames` at twice their height and width, on the frames as they are.
+
+    Three taps on doubled rows see two rows: one alone and one twice, which of them depends on the row's parity. So each
+    of the four parities is a kernel of 2x2, the sums of the 3x3 taps, with 4/9 of the arithmetic.
+    """
+    B, _, T, H, W = frames.shape
+    made = weight.shape[0]
+    taps = weight[:, :, 0].float()
+    rows = torch.stack((_pairs(taps, 2, 0), _pairs(taps, 2, 1)))  # [parity, C', C, 2, 3]
+    kernels = torch.stack((_pairs(rows, 4, 0), _pairs(rows, 4, 1)), 1)  # [parity, parity, C', C, 2, 2]
+    kernels = kernels.flatten(0, 2).to(weight.dtype)
+    y = convolution(pictures(frames), kernels, None if bias is None else bias.repeat(4), (1, 1), (1, 1))
+    out = _empty(frames, B, made, T, 2 * H, 2 * W)
+    y = y.unflatten(1, (2, 2, made)).unflatten(0, (B, T))  # [B, T, 2, 2, C', H+1, W+1]
+    for down in (0, 1):
+        for right in (0, 1):
+            part = y[:, :, down, right, :, down : down + H, right : right + W]
+            out[:, :, :, down::2, right::2] = part.transpose(1, 2)
+    return out
+
+
+def _pairs(taps: Tensor, dim: int, parity: int) -> Tensor:
+    """Three taps along `dim` as the two that a doubled picture's even (0) or odd (1) rows need."""
+    first, middle, last = taps.unbind(dim)
+    return torch.stack((first + middle, last) if parity else (first, middle + last), dim)
+
+
+def _cpu_refuses(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    cache: Tensor | None,
+    norm_gamma: Tensor | None,
+    residual: Tensor | None,
+    upsample: bool,
+) -> str | None:
+    tensors = {"x": x, "weight": weight, "bias": bias, "cache": cache, "norm_gamma": norm_gamma, "residual": residual}
+    reason = _native.refuses(_native.NATIVE_DTYPES, **tensors)
+    if reason is None and x.ndim == 5 and x.shape[1] > 1 and x.stride(1) != 1:
+        reason = "the channels of x do not lie side by side"
+    return reason or _native.scattered(norm_gamma=norm_gamma)
+
+
+causal_conv3d.register("cpu", _cpu, _cpu_refuses, _native.unavailable)

@@ -48,8 +48,13 @@ def norm_silu(x: Tensor, gamma: Tensor, silu: bool = True) -> Tensor:
 
 def _cpu(x: Tensor, gamma: Tensor, silu: bool) -> Tensor:
     out = _fake(x, gamma, silu)
-    _native.native().norm_silu(*map(_native.borrow, (x, gamma)), silu, _native.borrow(out), _native.threads())
+    norm_silu_into(x, gamma, out, silu)
     return out
+
+
+def norm_silu_into(x: Tensor, gamma: Tensor, out: Tensor, silu: bool = True) -> None:
+    """The native kernel on tensors that it takes, into one of the shape and dtype of x that lies anywhere."""
+    _native.native().norm_silu(*map(_native.borrow, (x, gamma)), silu, _native.borrow(out), _native.threads())
 
 
 def _cpu_refuses(x: Tensor, gamma: Tensor, silu: bool) -> str | None:

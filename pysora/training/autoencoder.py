@@ -6,6 +6,7 @@ them a second, and the weights are fewer.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,9 @@ from pysora.checkpoint import load_module, save_module
 from pysora.models.vae import VAE, VAEConfig
 from pysora.models.vae_blocks import Stream
 from pysora.training.clips import ClipPool, Size
+from pysora.training.components import Components
 from pysora.training.loop import Run, optimizers
+from pysora.training.precision import autocast
 
 CONFIG = VAEConfig(
     base_dim=32,
@@ -42,38 +45,48 @@ SIZES: tuple[tuple[Size, int], ...] = (
     ((128, 128, 33), 40),
 )
 """Sizes of the clips, and how many of each are kept; the last one for the long windows."""
-KL_WEIGHT = 3e-4
-VARIANCE_FLOOR = math.log(0.1**2)
-"""Least log-variance of the noise that the decoder learns to live with, for latents of about unit size."""
+ALIGNMENT = 0.2
+"""Weight of the squared distance between the latents and the linear components of the clip."""
+LARGEST_NOISE = 0.3
+"""Deviation of the noise that the decoder learns to live with, at most: what a transformer leaves wrong is like it.
+(Zheng et al. 2025, arXiv:2510.11690, section 4.)"""
+VARIANCE = math.log(0.1**2)
+"""The log-variance that the encoder gives everywhere; a checkpoint of this family must give one."""
 SUBJECT_WEIGHT = 3.0
 """How much the pixels around the subject count; without it the still background, easily learnt, leads the loss."""
 
 
-def losses(vae: VAE, video: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """Reconstruction (absolute, squared, and of the differences along x, y and t, which are the edges) + KL.
+def losses(vae: VAE, video: Tensor, weight: Tensor, aligned: Tensor | None) -> tuple[Tensor, dict[str, float]]:
+    """Reconstruction (absolute, squared, and of the differences along x, y and t, which are the edges) from noisy
+    latents, and the latents' distance from the linear components.
 
-    video: `[B, 3, F, H, W]` in [-1, 1]; weight: `[B, 1, F, H, W]`, how much each pixel counts.
+    video: `[B, 3, F, H, W]` in [-1, 1]; weight: `[B, 1, F, H, W]`, how much each pixel counts; aligned:
+    `[B, z, T, h, w]`, the components, None where the encoder is not trained.
     """
-    with torch.autocast("cpu", torch.bfloat16):
+    # Mostly little noise: half of the clips have less than a quarter of the largest.
+    noise = LARGEST_NOISE * torch.rand(len(video), 1, 1, 1, 1).square()
+    with autocast():
         mean, log_variance = vae.moments(video)
-        log_variance = log_variance.float().clamp(VARIANCE_FLOOR, 4.0)
-        latents = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
-        x = vae.post_quant_conv(latents, Stream())
+        mean, log_variance = mean.float(), log_variance.float()
+        x = vae.post_quant_conv(mean + noise * torch.randn_like(mean), Stream())
         output = vae.to_video(vae.decoder(x, Stream()))
     error = output.float() - video
     edges = sum((error.diff(dim=d).abs().mean() for d in (2, 3, 4) if error.shape[d] > 1), torch.zeros(()))
-    kl = 0.5 * (mean.float().square() + log_variance.exp() - 1 - log_variance).mean()
     weight = weight / weight.mean()
-    reconstruction = 8 * (error.square() * weight).mean() + (error.abs() * weight).mean() + 0.25 * edges
+    loss = 8 * (error.square() * weight).mean() + (error.abs() * weight).mean() + 0.25 * edges
     psnr = 10 * math.log10(4 / max(float(error.detach().square().mean()), 1e-9))
-    return reconstruction + KL_WEIGHT * kl, {"psnr": psnr, "kl": float(kl.detach())}
+    if aligned is None:
+        return loss, {"psnr": psnr}
+    distance = (mean - aligned).square().mean()
+    loss = loss + ALIGNMENT * distance + 1e-3 * (log_variance - VARIANCE).square().mean()
+    return loss, {"psnr": psnr, "distance": float(distance.detach())}
 
 
 def psnr(vae: VAE, videos: Tensor) -> float:
     """Mean PSNR in dB of the reconstructions of `[B, 3, F, H, W]`, peak to peak 2."""
     total = 0.0
     for video in videos.split(1):
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), autocast():
             output = vae.decode(vae.encode(video, None), chunk=8).float()
         total += 10 * math.log10(4 / float((output - video).square().mean()))
     return total / len(videos)
@@ -85,10 +98,11 @@ def train(folder: Path, minutes: float, resume: bool, start: Path | None = None)
     vae = VAE(CONFIG) if start is None else load_module(VAE, start / "vae", torch.float32).train()
     run = Run(folder / "vae", vae, _optimizers(vae, 0.02), minutes, resume, average=0.998, warmup=30, log_every=50)
     clips = Clips(np.random.default_rng([0, run.steps]))
+    components = _components(run, clips)
 
     def step(number: int) -> tuple[Tensor, dict[str, float], int]:
         video, weight = clips.batch(number, images_first=run.progress < 0.1)
-        return *losses(vae, video, weight), len(video)
+        return *losses(vae, video, weight, components.project(video)), len(video)
 
     run.train(step)
     with run.averaged_weights():
@@ -110,12 +124,21 @@ def train_decoder(folder: Path, minutes: float, resume: bool, start: Path | None
 
     def step(number: int) -> tuple[Tensor, dict[str, float], int]:
         video, weight = clips.batch(number)
-        return *losses(vae, video, weight), len(video)
+        return *losses(vae, video, weight, None), len(video)
 
     run.train(step)
     with run.averaged_weights():
         save_module(vae, target)
     return target
+
+
+def _components(run: Run, clips: Clips) -> Components:
+    """The components that the run began with."""
+    path = run.folder / "components.safetensors"
+    if not run.steps:
+        pools = itertools.cycle(clips.pools)
+        Components.measure(lambda: next(pools).batch(8), 60, CONFIG.z_dim).save(path)
+    return Components.load(path)
 
 
 def _optimizers(vae: VAE, rate: float) -> list[torch.optim.Optimizer]:
@@ -145,11 +168,12 @@ class Clips:
 
 
 def finish(vae: VAE, pool: ClipPool, target: Path) -> Path:
-    """Save the autoencoder with the measured mean and standard deviation of each latent channel."""
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    """Save the autoencoder with the measured mean of each latent channel, and one standard deviation for them all: the
+    small channels stay small."""
+    with torch.no_grad(), autocast():
         latents = [vae.encode(pool.batch(8), None).float().transpose(0, 1).flatten(1) for _ in range(16)]
     flat = torch.cat(latents, 1)
-    mean, std = flat.mean(1), flat.std(1)
-    vae.config = replace(vae.config, latents_mean=tuple(mean.tolist()), latents_std=tuple(std.tolist()))
+    mean, std = flat.mean(1), float(flat.var(1).mean().sqrt())
+    vae.config = replace(vae.config, latents_mean=tuple(mean.tolist()), latents_std=(std,) * len(mean))
     save_module(vae, target)
     return target

@@ -22,6 +22,7 @@ from pysora.sampling import SamplerSettings
 from pysora.training.clips import Size
 from pysora.training.latents import CaptionBank, LatentPool
 from pysora.training.loop import Run, optimizers
+from pysora.training.precision import autocast
 from pysora.worlds import evaluate, oracle
 
 CONFIG = DiTConfig(
@@ -152,7 +153,7 @@ class Trainer:
         if known.any():
             _, h, w = self.model.dit.grid(z.shape)
             timestep = 1000 * levels.repeat_interleave(h * w, 1)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             context = self.model.dit.encode_text(embeds, lengths, self.text.text_length)
             velocity = self.model.dit((1 - t) * z + t * noise, timestep, context)
         error = (velocity.float() - (noise - z)).square()
@@ -171,7 +172,7 @@ def look(run: Run, trainer: Trainer, count: int = 24) -> None:
     """Judge a few held-out prompts, write the accuracy to `accuracy.txt` and the clips' frames to `sheet.png`."""
     prompts = evaluate.held_out_prompts(count, seed=run.steps)
     pipeline = assemble(trainer.model.dit, trainer.vae, trainer.text)
-    with run.averaged_weights(), torch.autocast("cpu", torch.bfloat16):
+    with run.averaged_weights(), autocast():
         videos = pipeline.generate([text for text, _ in prompts], seed=run.steps)
     assert isinstance(videos, list)
     clips = [video.frames for video in videos]

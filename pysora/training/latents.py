@@ -10,6 +10,7 @@ from pysora import worlds
 from pysora.models.text import TextEncoder
 from pysora.models.vae import VAE
 from pysora.training.clips import Sample, Size, draw, to_model
+from pysora.training.precision import autocast
 
 
 def occupancy(boxes: np.ndarray, grid: tuple[int, int, int], stride: int) -> Tensor:
@@ -46,7 +47,7 @@ class LatentPool:
     def add(self, count: int) -> None:
         """Render and encode `count` new clips."""
         samples = [draw(self.rng, self.size) for _ in range(count)]
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             z = self.vae.encode(to_model([s.frames for s in samples]), None)
         for sample, latent in zip(samples, self.vae.normalize(z.float()), strict=True):
             self._put(sample, latent)

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from close import check, check_all, strided, transposed
+from close import channels_last, check, check_all, part, strided, transposed
 from torch import Tensor
 
 from pysora import ops
@@ -23,16 +23,6 @@ SHAPES = {
     "one channel": (1, 1, 2, 3, 5),
     "one": (1, 1, 1, 1),
 }
-
-
-def channels_last(x: Tensor) -> Tensor:
-    return x.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
-def part(x: Tensor, dim: int) -> Tensor:
-    """The same values as the middle of memory that is three times as long in `dim`; the rest is NaN."""
-    other = torch.full_like(x, torch.nan)
-    return torch.cat([other, x, other], dim).narrow(dim, x.shape[dim], x.shape[dim])
 
 
 LAYOUTS = {

@@ -1,0 +1,5 @@
+"""`python -m pysora` is the command `pysora`."""
+
+from pysora.cli import main
+
+main()
