@@ -17,6 +17,8 @@ using pysora::kTile;
 using pysora::ProductShape;
 
 constexpr int kVectors = W == 16 ? 4 : 2;  // with kTile rows their sums fill the registers
+// Sums of so many units are added to the total: the error of one long chain grows with the root of its length.
+constexpr std::int64_t kRun = 256;
 static_assert(kVectors * W <= kLanes && kBlock % kTile == 0 && kBlock % W == 0, "block sizes");
 
 // How values are held in units: Elem in memory, `per` of them in a unit, `dot` multiplies and adds.
@@ -179,7 +181,13 @@ struct Product {
              const float* units, std::int64_t stride, float* results, const Finish& finish) const {
     tiles(count, [&](auto R, std::int64_t i) {
       Vec sum[R][NV] = {};
-      dots<Unit>(sum, units + i * stride, stride, 1, lanes, NV * W, depth);
+      for (std::int64_t d = 0; d < depth; d += kRun) {
+        Vec part[R][NV] = {};
+        dots<Unit>(part, units + i * stride + d, stride, 1, lanes + d * NV * W, NV * W,
+                   depth - d < kRun ? depth - d : kRun);
+        for (int r = 0; r < R; ++r)
+          for (int v = 0; v < NV; ++v) sum[r][v] = sum[r][v] + part[r][v];
+      }
       if (along == Along::rows && n == NV * W) {  // straight from the registers
         for (int r = 0; r < R; ++r)
           for (int v = 0; v < NV; ++v) finish(e + i + r, first + v * W, sum[r][v], Whole{});
