@@ -17,8 +17,10 @@ using pysora::kTile;
 using pysora::ProductShape;
 
 constexpr int kVectors = W == 16 ? 4 : 2;  // with kTile rows their sums fill the registers
-// Sums of so many units are added to the total: the error of one long chain grows with the root of its length.
-constexpr std::int64_t kRun = 256;
+// Sums of so many fp32 products are added to the total: the error of one long chain grows with the root of its length.
+// That of bf16 products stays far below their operands' rounding.
+template <class Unit>
+constexpr std::int64_t kRun = Unit::per == 1 ? 256 : INT64_MAX;
 static_assert(kVectors * W <= kLanes && kBlock % kTile == 0 && kBlock % W == 0, "block sizes");
 
 // How values are held in units: Elem in memory, `per` of them in a unit, `dot` multiplies and adds.
@@ -180,22 +182,23 @@ struct Product {
   void block(std::int64_t first, std::int64_t n, const float* lanes, std::int64_t e, std::int64_t count,
              const float* units, std::int64_t stride, float* results, const Finish& finish) const {
     tiles(count, [&](auto R, std::int64_t i) {
-      Vec sum[R][NV] = {};
-      for (std::int64_t d = 0; d < depth; d += kRun) {
-        Vec part[R][NV] = {};
-        dots<Unit>(part, units + i * stride + d, stride, 1, lanes + d * NV * W, NV * W,
-                   depth - d < kRun ? depth - d : kRun);
+      float* totals = results + i * NV * W;  // in memory: beside a run's sums they would not fit the registers
+      for (std::int64_t d = 0;; d += kRun<Unit>) {
+        const bool last = depth - d <= kRun<Unit>;
+        Vec sum[R][NV] = {};
+        dots<Unit>(sum, units + i * stride + d, stride, 1, lanes + d * NV * W, NV * W, last ? depth - d : kRun<Unit>);
+        if (d > 0)
+          for (int r = 0; r < R; ++r)
+            for (int v = 0; v < NV; ++v) sum[r][v] = sum[r][v] + load(totals + (r * NV + v) * W);
+        if (last && along == Along::rows && n == NV * W) {  // straight from the registers
+          for (int r = 0; r < R; ++r)
+            for (int v = 0; v < NV; ++v) finish(e + i + r, first + v * W, sum[r][v], Whole{});
+          return true;
+        }
         for (int r = 0; r < R; ++r)
-          for (int v = 0; v < NV; ++v) sum[r][v] = sum[r][v] + part[r][v];
+          for (int v = 0; v < NV; ++v) store(totals + (r * NV + v) * W, sum[r][v]);
+        if (last) return true;
       }
-      if (along == Along::rows && n == NV * W) {  // straight from the registers
-        for (int r = 0; r < R; ++r)
-          for (int v = 0; v < NV; ++v) finish(e + i + r, first + v * W, sum[r][v], Whole{});
-        return true;
-      }
-      for (int r = 0; r < R; ++r)
-        for (int v = 0; v < NV; ++v) store(results + ((i + r) * NV + v) * W, sum[r][v]);
-      return true;
     });
     if (along == Along::rows && n == NV * W) return;
     for (std::int64_t v = 0; v * W < n; ++v)
