@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pysora.ops._cpu import multiplies_bf16
+
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
@@ -24,16 +26,18 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
     tall = X.shape[0] > X.shape[1]
     X = X.T if tall else X
     # A convolution's matrix is far wider than high: there the polynomial is cheaper on the small Gram matrix.
-    X = _through_gram(X, steps) if X.shape[1] >= 3 * X.shape[0] else _direct(X.bfloat16(), steps).float()
+    X = _through_gram(X, steps) if X.shape[1] >= 3 * X.shape[0] else _direct(X, steps)
     return X.T if tall else X
 
 
 def _direct(X: Tensor, steps: int) -> Tensor:
     a, b, c = _QUINTIC
+    # The polynomial forgives bf16's rounding.
+    X = X.bfloat16() if multiplies_bf16() else X
     for _ in range(steps):
         G = X @ X.T
         X = a * X + (b * G + c * G @ G) @ X
-    return X
+    return X.float()
 
 
 def _through_gram(X: Tensor, steps: int) -> Tensor:
