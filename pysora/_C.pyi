@@ -6,7 +6,10 @@ SAMPLER_MAX_OUTS: int
 SAMPLER_MAX_INPUTS: int
 
 class Raw:
-    """Memory described by hand: `dtype` is float32, bfloat16 or int32, `device` is cpu, strides count elements."""
+    """Memory described by hand; strides count elements.
+
+    `dtype` is float32, bfloat16, float16 (on a GPU) or int32; `device` is cpu or cuda:N.
+    """
 
     def __init__(self, pointer: int, dtype: str, shape: Sequence[int], strides: Sequence[int], device: str) -> None: ...
 
@@ -20,7 +23,10 @@ def use_cpu_isa(isa: str) -> None:
     """Run the kernels of one instruction set from now on. ValueError where this processor lacks it."""
 
 def build_info() -> dict[str, str]:
-    """Return version, compiler, cuda_compiler (empty where none was found) and threads (OpenMP or own pool)."""
+    """Return version, compiler, cuda_compiler and cuda_targets (empty without one), threads (OpenMP or own pool)."""
+
+# An op runs where its tensors are, on `threads` threads of the CPU or on the `stream` of their CUDA device: it returns
+# before its kernels have run, and raises RuntimeError where they could not be launched.
 
 def adaln(
     x: Tensor | Raw,
@@ -32,7 +38,24 @@ def adaln(
     layer: bool,
     out: Tensor | Raw,
     threads: int,
+    stream: int = 0,
 ) -> None: ...
+def causal_conv3d(
+    x: Tensor | Raw,
+    weight: Tensor | Raw,
+    bias: Tensor | Raw | None,
+    cache: Tensor | Raw | None,
+    norm_gamma: Tensor | Raw | None,
+    residual: Tensor | Raw | None,
+    upsample: bool,
+    out: Tensor | Raw,
+    new_cache: Tensor | Raw,
+    scales: Tensor | Raw | None,
+    threads: int,
+    stream: int = 0,
+) -> None:
+    """See `pysora.ops.causal_conv3d`; on a GPU alone. scales is fp32 [B, kt-1+T, H, W], with norm_gamma alone."""
+
 def ceiling_flops(bf16: bool, rounds: int, threads: int) -> float:
     """Run multiply-adds that stay in the registers on `threads` threads; return the floating-point operations done."""
 
@@ -46,6 +69,7 @@ def gate_residual(
     index: Tensor | Raw | None,
     out: Tensor | Raw,
     threads: int,
+    stream: int = 0,
 ) -> None: ...
 def linear_workspace(tokens: int, E: int, D: int, threads: int) -> int:
     """Return the fp32 values of workspace that `linear` needs."""
@@ -59,13 +83,16 @@ def linear(
     gate: Tensor | Raw | None,
     index: Tensor | Raw | None,
     out: Tensor | Raw,
-    workspace: Tensor | Raw,
+    workspace: Tensor | Raw | None,
     threads: int,
+    stream: int = 0,
 ) -> None:
     """See `pysora.ops.linear`; x and out are [B, L, D] and [B, L, E], weight has its rows side by side."""
 
-def noise(out: Tensor | Raw, seed: int, sample: int, origin: Sequence[int], threads: int) -> None: ...
-def norm_silu(x: Tensor | Raw, gamma: Tensor | Raw, silu: bool, out: Tensor | Raw, threads: int) -> None: ...
+def noise(out: Tensor | Raw, seed: int, sample: int, origin: Sequence[int], threads: int, stream: int = 0) -> None: ...
+def norm_silu(
+    x: Tensor | Raw, gamma: Tensor | Raw, silu: bool, out: Tensor | Raw, threads: int, stream: int = 0
+) -> None: ...
 def patch_embed_workspace(tokens: int, D: int, depth: int, threads: int) -> int:
     """Return the fp32 values of workspace that `patch_embed` needs; depth is C*pt*ph*pw."""
 
@@ -74,8 +101,9 @@ def patch_embed(
     weight: Tensor | Raw,
     bias: Tensor | Raw | None,
     out: Tensor | Raw,
-    workspace: Tensor | Raw,
+    workspace: Tensor | Raw | None,
     threads: int,
+    stream: int = 0,
 ) -> None: ...
 def qk_norm_rope(
     x: Tensor | Raw,
@@ -85,6 +113,7 @@ def qk_norm_rope(
     eps: float,
     out: Tensor | Raw,
     threads: int,
+    stream: int = 0,
 ) -> None: ...
 def sampler_step(
     sample: Tensor | Raw,
@@ -95,6 +124,7 @@ def sampler_step(
     guidance: float,
     outs: Sequence[Tensor | Raw],
     threads: int,
+    stream: int = 0,
 ) -> None: ...
 def spacetime_attention_workspace(pairs: int, longest_k: int, K: int, threads: int) -> int:
     """Return the fp32 values of workspace for so many (sample, head) pairs and so many keys at most."""
@@ -109,8 +139,9 @@ def spacetime_attention(
     k_offsets: Tensor | Raw | None,
     out: Tensor | Raw,
     lse: Tensor | Raw | None,
-    workspace: Tensor | Raw,
+    workspace: Tensor | Raw | None,
     threads: int,
+    stream: int = 0,
 ) -> None: ...
 def unpatchify(
     tokens: Tensor | Raw,
@@ -118,4 +149,5 @@ def unpatchify(
     patch: Sequence[int],
     out: Tensor | Raw,
     threads: int,
+    stream: int = 0,
 ) -> None: ...

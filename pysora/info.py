@@ -76,4 +76,8 @@ def _processor() -> str:
 
 
 def _devices() -> list[str]:
-    return ["cpu", *(f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count()))]
+    found = ["cpu"]
+    for i in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(i)
+        found.append(f"cuda:{i} {torch.cuda.get_device_name(i)}, compute capability {major}.{minor}")
+    return found

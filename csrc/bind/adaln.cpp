@@ -7,25 +7,25 @@ void bind_adaln(py::module_& m) {
   m.def(
       "adaln",
       [](py::handle x_, py::handle table_, py::handle index, py::handle gain, py::handle bias, float eps, bool layer,
-         py::handle out_, int threads) {
-        const Tensor x(x_, "x"), out(out_, "out");
+         py::handle out_, int threads, std::uintptr_t stream) {
+        Call call("adaln", threads, stream);
+        const Tensor x(call, x_, "x"), out(call, out_, "out");
         AdalnParams p{};
         p.dtype = x.ndim(3).dtype();
         p.B = x.size(0), p.L = x.size(1), p.D = x.size(2);
         p.x = x.dense_rows().data<const void>(), p.x_strides[0] = x.stride(0), p.x_strides[1] = x.stride(1);
         p.out = out.shape({p.B, p.L, p.D}).dtype(p.dtype).contiguous().data<void>();
         if (!table_.is_none()) {
-          const Tensor table(table_, "table");
+          const Tensor table(call, table_, "table");
           table.ndim(3).shape({table.size(0), 2, p.D}).dense_rows();
-          p.table = timestep_rows(table, index, p.B, p.L), p.to_scale = table.stride(1);
+          p.table = timestep_rows(call, table, index, p.B, p.L), p.to_scale = table.stride(1);
         }
-        p.gain = optional_vector(gain, "gain", p.D), p.bias = optional_vector(bias, "bias", p.D);
-        p.eps = eps, p.layer = layer, p.threads = checked_threads(threads);
-        py::gil_scoped_release release;
-        cpu().adaln(p);
+        p.gain = optional_vector(call, gain, "gain", p.D), p.bias = optional_vector(call, bias, "bias", p.D);
+        p.eps = eps, p.layer = layer, p.threads = call.threads();
+        call.run(p, cpu().adaln, cuda::kernels().adaln);
       },
       py::arg("x"), py::arg("table"), py::arg("index"), py::arg("gain"), py::arg("bias"), py::arg("eps"),
-      py::arg("layer"), py::arg("out"), py::arg("threads"));
+      py::arg("layer"), py::arg("out"), py::arg("threads"), py::arg("stream") = 0);
 }
 
 }  // namespace pysora

@@ -4,11 +4,10 @@
 namespace pysora {
 namespace {
 
-double run(CeilingParams& p) {
+double run(const Call& call, CeilingParams& p) {
   double work = 0;
   p.work = &work;
-  py::gil_scoped_release release;
-  cpu().ceiling(p);
+  call.run(p, cpu().ceiling);
   return work;
 }
 
@@ -18,20 +17,22 @@ void bind_ceiling(py::module_& m) {
   m.def(
       "ceiling_flops",
       [](bool bf16, std::int64_t rounds, int threads) {
+        Call call("ceiling_flops", threads);
         if (rounds < 1) throw py::value_error("rounds: need at least 1");
         CeilingParams p{};
         p.loop = bf16 ? Loop::bf16 : Loop::fp32;
-        p.threads = checked_threads(threads);
+        p.threads = call.threads();
         // Several for each thread, so that one which is disturbed does not let the others wait.
         p.tasks = 8 * static_cast<std::int64_t>(p.threads);
         p.rounds = rounds;
-        return run(p);
+        return run(call, p);
       },
       py::arg("bf16"), py::arg("rounds"), py::arg("threads"));
   m.def(
       "ceiling_triad",
       [](py::handle a_, py::handle b_, py::handle c_, int threads) {
-        const Tensor a(a_, "a"), b(b_, "b"), c(c_, "c");
+        Call call("ceiling_triad", threads);
+        const Tensor a(call, a_, "a"), b(call, b_, "b"), c(call, c_, "c");
         const std::int64_t n = a.ndim(1).size(0);
         for (const Tensor* t : {&a, &b, &c}) t->ndim(1).shape({n}).dtype(Dtype::f32).contiguous();
         if (n % 16) a.fail("a multiple of 16 values", std::to_string(n));
@@ -43,8 +44,8 @@ void bind_ceiling(py::module_& m) {
         p.b = b.data<const float>();
         p.c = c.data<const float>();
         p.n = n;
-        p.threads = checked_threads(threads);
-        return run(p);
+        p.threads = call.threads();
+        return run(call, p);
       },
       py::arg("a"), py::arg("b"), py::arg("c"), py::arg("threads"));
 }

@@ -29,8 +29,9 @@ void merge_pixels(const Tensor& x, const Tensor& out, NormSiluParams& p) {
 void bind_norm_silu(py::module_& m) {
   m.def(
       "norm_silu",
-      [](py::handle x_, py::handle gamma_, bool silu, py::handle out_, int threads) {
-        const Tensor x(x_, "x"), gamma(gamma_, "gamma"), out(out_, "out");
+      [](py::handle x_, py::handle gamma_, bool silu, py::handle out_, int threads, std::uintptr_t stream) {
+        Call call("norm_silu", threads, stream);
+        const Tensor x(call, x_, "x"), gamma(call, gamma_, "gamma"), out(call, out_, "out");
         NormSiluParams p{};
         p.dtype = x.dtype();
         if (x.ndim() != 4 && x.ndim() != 5) x.fail("4 or 5 dimensions", std::to_string(x.ndim()));
@@ -42,11 +43,10 @@ void bind_norm_silu(py::module_& m) {
         p.by_channels = p.C > 1 && p.x_channel == 1 && p.out_channel == 1;
         merge_pixels(x, out, p);
         p.gamma = gamma.shape({p.C}).dense_rows().values();
-        p.silu = silu, p.threads = checked_threads(threads);
-        py::gil_scoped_release release;
-        cpu().norm_silu(p);
+        p.silu = silu, p.threads = call.threads();
+        call.run(p, cpu().norm_silu, cuda::kernels().norm_silu);
       },
-      py::arg("x"), py::arg("gamma"), py::arg("silu"), py::arg("out"), py::arg("threads"));
+      py::arg("x"), py::arg("gamma"), py::arg("silu"), py::arg("out"), py::arg("threads"), py::arg("stream") = 0);
 }
 
 }  // namespace pysora

@@ -10,12 +10,13 @@ void bind_sampler_step(py::module_& m) {
       "sampler_step",
       [](py::handle sample_, py::handle prediction_, py::handle uncond_, const std::vector<py::object>& others,
          const std::vector<std::vector<float>>& coefficients, float guidance, const std::vector<py::object>& outs,
-         int threads) {
+         int threads, std::uintptr_t stream) {
+        Call call("sampler_step", threads, stream);
         SamplerStepParams p{};
-        const Tensor sample(sample_, "sample"), prediction(prediction_, "prediction");
+        const Tensor sample(call, sample_, "sample"), prediction(call, prediction_, "prediction");
         p.n = sample.numel();
         auto f32 = [&](py::handle object, const char* name) {
-          const Tensor t(object, name);
+          const Tensor t(call, object, name);
           if (t.dtype(Dtype::f32).contiguous().numel() != p.n) t.fail("as many elements as sample", "another number");
           return t.data<float>();
         };
@@ -27,7 +28,7 @@ void bind_sampler_step(py::module_& m) {
         if (prediction.numel() != p.n) prediction.fail("as many elements as sample", "another number");
         p.prediction = prediction.data<const void>();
         if (!uncond_.is_none()) {
-          const Tensor uncond(uncond_, "prediction_uncond");
+          const Tensor uncond(call, uncond_, "prediction_uncond");
           if (uncond.dtype(p.dtype).contiguous().numel() != p.n) uncond.fail("as many elements as sample", "others");
           p.uncond = uncond.data<const void>();
         }
@@ -38,12 +39,11 @@ void bind_sampler_step(py::module_& m) {
           std::copy(coefficients[r].begin(), coefficients[r].end(), p.coefficients[r]);
         }
         p.guidance = guidance;
-        p.threads = checked_threads(threads);
-        py::gil_scoped_release release;
-        cpu().sampler_step(p);
+        p.threads = call.threads();
+        call.run(p, cpu().sampler_step, cuda::kernels().sampler_step);
       },
       py::arg("sample"), py::arg("prediction"), py::arg("prediction_uncond"), py::arg("others"),
-      py::arg("coefficients"), py::arg("guidance"), py::arg("outs"), py::arg("threads"));
+      py::arg("coefficients"), py::arg("guidance"), py::arg("outs"), py::arg("threads"), py::arg("stream") = 0);
 }
 
 }  // namespace pysora

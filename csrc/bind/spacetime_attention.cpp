@@ -37,8 +37,10 @@ void bind_spacetime_attention(py::module_& m) {
   m.def(
       "spacetime_attention",
       [](py::handle q_, py::handle k_, py::handle v_, float scale, py::handle key_bias_, py::handle q_offsets_,
-         py::handle k_offsets_, py::handle out_, py::handle lse_, py::handle workspace_, int threads) {
-        const Tensor q(q_, "q"), k(k_, "k"), v(v_, "v"), out(out_, "out"), workspace(workspace_, "workspace");
+         py::handle k_offsets_, py::handle out_, py::handle lse_, py::handle workspace_, int threads,
+         std::uintptr_t stream) {
+        Call call("spacetime_attention", threads, stream);
+        const Tensor q(call, q_, "q"), k(call, k_, "k"), v(call, v_, "v"), out(call, out_, "out");
         Params p{};
         p.dtype = q.ndim(4).dtype();
         p.B = p.S = q.size(0), p.Lq = q.size(1), p.N = q.size(2), p.K = q.size(3), p.Lk = k.ndim(4).size(1);
@@ -48,31 +50,34 @@ void bind_spacetime_attention(py::module_& m) {
         p.out = out.shape({p.B, p.Lq, p.N, p.K}).dtype(p.dtype).contiguous().data<void>();
         p.longest_q = p.Lq, p.longest_k = p.Lk;
         if (!key_bias_.is_none()) {
-          const Tensor bias(key_bias_, "key_bias");
+          const Tensor bias(call, key_bias_, "key_bias");
           p.key_bias = bias.shape({p.B, p.Lk}).dtype(Dtype::f32).data<const float>(), bias.strides(p.bias_strides);
         }
         if (q_offsets_.is_none() != k_offsets_.is_none())
           throw py::value_error("q_offsets, k_offsets: both or neither");
         if (!q_offsets_.is_none()) {
-          const Tensor q_offsets(q_offsets_, "q_offsets"), k_offsets(k_offsets_, "k_offsets");
+          const Tensor q_offsets(call, q_offsets_, "q_offsets"), k_offsets(call, k_offsets_, "k_offsets");
           if (p.B != 1) q.fail("B = 1 where offsets are given", std::to_string(p.B));
-          p.longest_q = longest(q_offsets, p.Lq), p.longest_k = longest(k_offsets, p.Lk);
-          p.S = k_offsets.shape({q_offsets.size(0)}).size(0) - 1;
+          if (call.on_cpu()) p.longest_q = longest(q_offsets, p.Lq), p.longest_k = longest(k_offsets, p.Lk);
+          p.S = k_offsets.int32().contiguous().shape({q_offsets.int32().contiguous().ndim(1).size(0)}).size(0) - 1;
           p.q_offsets = q_offsets.data<const std::int32_t>(), p.k_offsets = k_offsets.data<const std::int32_t>();
         }
         if (!lse_.is_none())
-          p.lse = Tensor(lse_, "lse").shape({p.B, p.N, p.Lq}).dtype(Dtype::f32).contiguous().data<float>();
-        p.scale = scale, p.threads = checked_threads(threads);
-        p.workspace = workspace.ndim(1).dtype(Dtype::f32).contiguous().data<float>();
-        p.workspace_floats = workspace.size(0);
-        const std::int64_t least = threads * Params::thread_floats(p.K) + Params::pair_floats(p.longest_k, p.K);
-        if (p.workspace_floats < least)
-          workspace.fail("at least " + std::to_string(least) + " floats", std::to_string(p.workspace_floats));
-        py::gil_scoped_release release;
-        cpu().spacetime_attention(p);
+          p.lse = Tensor(call, lse_, "lse").shape({p.B, p.N, p.Lq}).dtype(Dtype::f32).contiguous().data<float>();
+        p.scale = scale, p.threads = call.threads();
+        if (call.on_cpu()) {
+          const Tensor workspace(call, workspace_, "workspace");
+          p.workspace = workspace.ndim(1).dtype(Dtype::f32).contiguous().data<float>();
+          p.workspace_floats = workspace.size(0);
+          const std::int64_t least = threads * Params::thread_floats(p.K) + Params::pair_floats(p.longest_k, p.K);
+          if (p.workspace_floats < least)
+            workspace.fail("at least " + std::to_string(least) + " floats", std::to_string(p.workspace_floats));
+        }
+        call.run(p, cpu().spacetime_attention, cuda::kernels().spacetime_attention);
       },
       py::arg("q"), py::arg("k"), py::arg("v"), py::arg("scale"), py::arg("key_bias"), py::arg("q_offsets"),
-      py::arg("k_offsets"), py::arg("out"), py::arg("lse"), py::arg("workspace"), py::arg("threads"));
+      py::arg("k_offsets"), py::arg("out"), py::arg("lse"), py::arg("workspace"), py::arg("threads"),
+      py::arg("stream") = 0);
 }
 
 }  // namespace pysora

@@ -2,6 +2,9 @@
 
 #include <pybind11/gil_safe_call_once.h>
 
+#include <charconv>
+#include <stdexcept>
+
 namespace pysora {
 namespace {
 
@@ -42,21 +45,61 @@ std::string text(DLDataType d) {
 DLDataType parse_dtype(const std::string& name) {
   if (name == "float32") return {kDLFloat, 32, 1};
   if (name == "bfloat16") return {kDLBfloat, 16, 1};
+  if (name == "float16") return {kDLFloat, 16, 1};
   if (name == "int32") return {kDLInt, 32, 1};
-  throw py::value_error("dtype: need float32, bfloat16 or int32, got " + name);
+  throw py::value_error("dtype: need float32, bfloat16, float16 or int32, got " + name);
+}
+
+DLDevice parse_device(const std::string& name) {
+  if (name == "cpu") return {kDLCPU, 0};
+  const std::string cuda = "cuda:";
+  const char* number = name.c_str() + cuda.size();
+  int id = 0;
+  if (name.compare(0, cuda.size(), cuda) == 0 &&
+      std::from_chars(number, name.c_str() + name.size(), id).ec == std::errc())
+    return {kDLCUDA, id};
+  throw py::value_error("device: need cpu or cuda:N, got " + name);
+}
+
+std::string text(DLDevice device) {
+  if (device.device_type == kDLCPU) return "the CPU";
+  return device.device_type == kDLCUDA ? "cuda:" + std::to_string(device.device_id) : "another device";
 }
 
 }  // namespace
 
 Raw::Raw(std::uintptr_t pointer_, const std::string& dtype_, std::vector<std::int64_t> shape_,
          std::vector<std::int64_t> strides_, const std::string& device_)
-    : pointer(pointer_), dtype(parse_dtype(dtype_)), shape(std::move(shape_)), strides(std::move(strides_)) {
+    : pointer(pointer_),
+      dtype(parse_dtype(dtype_)),
+      shape(std::move(shape_)),
+      strides(std::move(strides_)),
+      device(parse_device(device_)) {
   if (shape.size() != strides.size()) throw py::value_error("strides: need one per dimension of shape");
-  if (device_ != "cpu") throw py::value_error("device: need cpu, got " + device_);
-  device = {kDLCPU, 0};
 }
 
-Tensor::Tensor(py::handle object, const char* name) : t_{}, name_(name) {
+Call::Call(const char* op, int threads, std::uintptr_t stream)
+    : op_(op), threads_(threads), stream_(reinterpret_cast<cuda::Stream>(stream)) {
+  if (threads < 1) throw py::value_error("threads: need at least 1, got " + std::to_string(threads));
+}
+
+std::string Call::join(DLDevice device) {
+  if (device.device_type != kDLCPU && device.device_type != kDLCUDA) return "a tensor on the CPU or a CUDA device";
+  if (!device_.device_type) device_ = device;
+  const bool same = device.device_type == device_.device_type && device.device_id == device_.device_id;
+  return same ? "" : "a tensor on " + text(device_) + " as the others";
+}
+
+void Call::no_kernel() const {
+  throw py::value_error(std::string(op_) + ": this extension has no kernel for " + text(device_));
+}
+
+void Call::need_launched() const {
+  const std::string error = cuda::take_error();
+  if (!error.empty()) throw std::runtime_error(std::string(op_) + " on " + text(device_) + ": " + error);
+}
+
+Tensor::Tensor(Call& call, py::handle object, const char* name) : t_{}, name_(name) {
   if (py::isinstance<Raw>(object)) {
     Raw& raw = object.cast<Raw&>();
     t_ = {reinterpret_cast<void*>(raw.pointer),
@@ -77,7 +120,8 @@ Tensor::Tensor(py::handle object, const char* name) : t_{}, name_(name) {
       fail("a tensor whose memory torch lends", "one without (on the meta device?)");
     }
   }
-  if (t_.device.device_type != kDLCPU) fail("a tensor on the CPU", "another device");
+  const std::string device = call.join(t_.device);
+  if (!device.empty()) fail(device, text(t_.device));
   if (!t_.data && numel()) fail("a tensor with storage", "none (a fake tensor?)");
 }
 
@@ -106,11 +150,14 @@ const Tensor& Tensor::shape(std::initializer_list<std::int64_t> sizes) const {
 Dtype Tensor::dtype() const {
   if (t_.dtype.code == kDLFloat && t_.dtype.bits == 32) return Dtype::f32;
   if (t_.dtype.code == kDLBfloat && t_.dtype.bits == 16) return Dtype::bf16;
-  fail("float32 or bfloat16", text(t_.dtype));
+  const bool on_cpu = t_.device.device_type == kDLCPU;
+  if (!on_cpu && t_.dtype.code == kDLFloat && t_.dtype.bits == 16) return Dtype::f16;
+  fail(on_cpu ? "float32 or bfloat16" : "float32, bfloat16 or float16", text(t_.dtype));
 }
 
 const Tensor& Tensor::dtype(Dtype wanted) const {
-  if (dtype() != wanted) fail(wanted == Dtype::f32 ? "float32" : "bfloat16", text(t_.dtype));
+  const char* names[] = {"float32", "bfloat16", "float16"};
+  if (dtype() != wanted) fail(names[static_cast<int>(wanted)], text(t_.dtype));
   return *this;
 }
 
@@ -134,36 +181,32 @@ const Tensor& Tensor::dense_rows() const {
   return *this;
 }
 
-Values optional_vector(py::handle object, const char* name, std::int64_t n) {
+Values optional_vector(Call& call, py::handle object, const char* name, std::int64_t n) {
   if (object.is_none()) return {};
-  return Tensor(object, name).shape({n}).dense_rows().values();
+  return Tensor(call, object, name).shape({n}).dense_rows().values();
 }
 
-TimestepRows timestep_rows(const Tensor& table, py::handle index_, std::int64_t B, std::int64_t L) {
+TimestepRows timestep_rows(Call& call, const Tensor& table, py::handle index_, std::int64_t B, std::int64_t L) {
   TimestepRows rows{};
   const std::int64_t U = table.size(0);
-  rows.first = table.values(), rows.stride = table.stride(0), rows.per_sample = U == 1 ? 0 : 1;
+  rows.first = table.values(), rows.stride = table.stride(0), rows.U = U, rows.per_sample = U == 1 ? 0 : 1;
   if (index_.is_none()) {
     if (U != 1 && U != B) table.fail("1 or B = " + std::to_string(B) + " rows without an index", std::to_string(U));
     return rows;
   }
-  const Tensor index(index_, "index");
+  const Tensor index(call, index_, "index");
   if (index.int32().ndim() == 1) {
     rows.index_strides[1] = index.shape({L}).stride(0);
   } else {
     index.shape({B, L}).strides(rows.index_strides);
   }
   rows.index = index.data<const std::int32_t>();
+  if (!call.on_cpu()) return rows;  // looking would mean waiting for the GPU
   for (std::int64_t b = 0; b < (index.ndim() == 1 ? 1 : B); ++b)
     for (std::int64_t l = 0; l < L; ++l)
       if (rows.row(b, l) < 0 || rows.row(b, l) >= U)
         index.fail("rows from 0 to " + std::to_string(U - 1), std::to_string(rows.row(b, l)));
   return rows;
-}
-
-int checked_threads(int threads) {
-  if (threads < 1) throw py::value_error("threads: need at least 1, got " + std::to_string(threads));
-  return threads;
 }
 
 }  // namespace pysora

@@ -5,8 +5,11 @@
 #include <cstdint>
 #include <initializer_list>
 #include <string>
+#include <type_traits>
 #include <vector>
 
+#include "pysora/cpu.h"
+#include "pysora/cuda.h"
 #include "pysora/dlpack.h"
 #include "pysora/dtype.h"
 #include "pysora/timestep_rows.h"
@@ -26,10 +29,41 @@ struct Raw {
       std::vector<std::int64_t> strides, const std::string& device);
 };
 
+// One call of an op: the device that all its tensors are on, and what runs it there, CPU threads or a CUDA stream.
+class Call {
+ public:
+  Call(const char* op, int threads, std::uintptr_t stream = 0);
+
+  // Takes the filled parameters to the device's kernel, without the GIL; null where the op has none for that device.
+  template <class Params>
+  void run(const Params& p, void (*cpu_kernel)(const std::common_type_t<Params>&),
+           void (*gpu_kernel)(const std::common_type_t<Params>&, cuda::Stream) = nullptr) const {
+    if (on_cpu() ? !cpu_kernel : !gpu_kernel) no_kernel();
+    py::gil_scoped_release release;
+    if (on_cpu()) return cpu_kernel(p);
+    const cuda::CurrentDevice current(device_.device_id);
+    gpu_kernel(p, stream_);
+    need_launched();
+  }
+
+  bool on_cpu() const { return device_.device_type != kDLCUDA; }
+  int threads() const { return threads_; }
+  std::string join(DLDevice device);  // the device of one more tensor: what is wrong with it, empty where nothing
+
+ private:
+  [[noreturn]] void no_kernel() const;
+  void need_launched() const;  // raises RuntimeError
+
+  const char* op_;
+  int threads_;
+  cuda::Stream stream_;
+  DLDevice device_{};  // that of the first tensor
+};
+
 // A borrowed view of a tensor: no copy, no reference count. It lives as long as the Python object that was passed in.
 class Tensor {
  public:
-  Tensor(py::handle object, const char* name);
+  Tensor(Call& call, py::handle object, const char* name);
 
   // Each check raises ValueError with the argument's name, what was needed and what was seen.
   const Tensor& ndim(int n) const;
@@ -38,7 +72,7 @@ class Tensor {
   const Tensor& int32() const;
   const Tensor& contiguous() const;
   const Tensor& dense_rows() const;  // the values of the last dimension lie side by side
-  Dtype dtype() const;               // f32 or bf16
+  Dtype dtype() const;               // f32 or bf16, on a GPU also f16
 
   int ndim() const { return t_.ndim; }
   std::int64_t size(int i) const { return t_.shape[i]; }
@@ -64,13 +98,10 @@ class Tensor {
   const char* name_;
 };
 
-// A vector of n values that may be None, of either dtype.
-Values optional_vector(py::handle object, const char* name, std::int64_t n);
+// A vector of n values that may be None, of any dtype.
+Values optional_vector(Call& call, py::handle object, const char* name, std::int64_t n);
 
 // A table [U, ...] and the row of it that each of B * L tokens takes; index is int32 [L] or [B, L], or None.
-TimestepRows timestep_rows(const Tensor& table, py::handle index, std::int64_t B, std::int64_t L);
-
-// The threads a caller asked for, at least one.
-int checked_threads(int threads);
+TimestepRows timestep_rows(Call& call, const Tensor& table, py::handle index, std::int64_t B, std::int64_t L);
 
 }  // namespace pysora

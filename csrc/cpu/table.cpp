@@ -6,15 +6,15 @@
 namespace pysora::PYSORA_ISA {
 
 #define PYSORA_OP(name, Params) void name(const Params&);
+#define PYSORA_CPU_OP PYSORA_OP
 #include "pysora/ops.def"
-#undef PYSORA_OP
 
 extern const CpuKernels table;
 const CpuKernels table = {
     PYSORA_STRING(PYSORA_ISA),
 #define PYSORA_OP(name, Params) name,
+#define PYSORA_CPU_OP PYSORA_OP
 #include "pysora/ops.def"
-#undef PYSORA_OP
 };
 
 }  // namespace pysora::PYSORA_ISA

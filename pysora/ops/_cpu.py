@@ -73,7 +73,10 @@ def has_exchange_table() -> bool:
 
 
 def borrow(tensor: Tensor | None) -> Any:
-    """Return what the extension takes for a tensor: itself, or its parts where this torch has no exchange table."""
+    """Return what the extension takes for a tensor: itself, or its parts where this torch has no exchange table.
+
+    The parts do not keep the tensor alive: the caller holds it until the kernel has run.
+    """
     if tensor is None or has_exchange_table():
         return tensor
     dtype = str(tensor.dtype).removeprefix("torch.")

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pysora.ops import _cpu as _native
+from pysora.ops import _cuda, _triton
 from pysora.ops._checks import at_least_fp32, need, need_rows, need_shape, rows_per_token
 from pysora.ops._registry import op
 
@@ -121,4 +122,50 @@ def _cpu_refuses(
     )
 
 
+def _on_cuda(
+    x: Tensor,
+    table: Tensor | None,
+    index: Tensor | None,
+    gain: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    norm: str,
+) -> Tensor:
+    out = _fake(x, table, index, gain, bias, eps, norm)
+    _cuda.launch("adaln", out, x, table, index, gain, bias, eps, norm == "layer", out)
+    return out
+
+
+def _on_triton(
+    x: Tensor,
+    table: Tensor | None,
+    index: Tensor | None,
+    gain: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    norm: str,
+) -> Tensor:
+    out = _fake(x, table, index, gain, bias, eps, norm)
+    _triton.launch("adaln", out, x, table, index, gain, bias, eps, norm == "layer", out)
+    return out
+
+
+def _gpu_refuses(
+    x: Tensor,
+    table: Tensor | None,
+    index: Tensor | None,
+    gain: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    norm: str,
+) -> str | None:
+    floats = {"x": x, "table": table, "gain": gain, "bias": bias}
+    reason = _triton.refuses(_triton.DTYPES, x.device, **floats)
+    reason = reason or _triton.refuses((torch.int32,), x.device, index=index) or _native.scattered(**floats)
+    reason = reason or _triton.too_many(x.numel() // max(1, x.shape[-1]), "tokens")
+    return reason or (f"x is {x.shape[-1]} wide, more than 16384" if x.shape[-1] > 16384 else None)
+
+
+adaln.register("cuda", _on_cuda, _gpu_refuses, _cuda.unavailable)
+adaln.register("triton", _on_triton, _gpu_refuses, _triton.unavailable)
 adaln.register("cpu", _cpu, _cpu_refuses, _native.unavailable)

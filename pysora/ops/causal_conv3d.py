@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pysora.ops import _cpu as _native
+from pysora.ops import _cuda, _triton
 from pysora.ops._checks import need, need_shape
 from pysora.ops._onednn import convolution, pictures
 from pysora.ops._registry import op
@@ -223,4 +224,51 @@ def _cpu_refuses(
     return reason or _native.scattered(norm_gamma=norm_gamma)
 
 
+def _on_cuda(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    cache: Tensor | None,
+    norm_gamma: Tensor | None,
+    residual: Tensor | None,
+    upsample: bool,
+) -> tuple[Tensor, Tensor]:
+    out, new_cache = _fake(x, weight, bias, cache, norm_gamma, residual, upsample)
+    scales = None
+    if norm_gamma is not None:  # of each pixel that is normed on load
+        frames = (x.shape[0], weight.shape[2] - 1 + x.shape[2], *x.shape[3:])
+        scales = torch.empty(frames, dtype=torch.float32, device=x.device)
+    inputs = (x, weight, bias, cache, norm_gamma, residual, upsample)
+    _cuda.launch("causal_conv3d", out, *inputs, out, new_cache, scales)
+    return out, new_cache
+
+
+def _cuda_refuses(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    cache: Tensor | None,
+    norm_gamma: Tensor | None,
+    residual: Tensor | None,
+    upsample: bool,
+) -> str | None:
+    reason = (
+        _triton.refuses((torch.bfloat16, torch.float16), x.device, x=x)
+        or _triton.refuses((x.dtype,), x.device, weight=weight, bias=bias, cache=cache, residual=residual)
+        or _triton.refuses(_triton.DTYPES, x.device, norm_gamma=norm_gamma)
+        or _native.scattered(norm_gamma=norm_gamma)
+    )
+    if reason is None and x.ndim == weight.ndim == 5:
+        C, made, taps = x.shape[1], weight.shape[0], list(weight.shape[2:])
+        if max(taps) > 3:
+            reason = f"the kernel is {taps}, larger than 3 in a direction"
+        elif C > 4096:
+            reason = f"x has {C} channels, more than 4096"
+        else:
+            pixels = x.numel() // max(1, C)
+            reason = _triton.too_many(max(C, made * (4 if upsample else 1)) * pixels, "values")
+    return reason
+
+
+causal_conv3d.register("cuda", _on_cuda, _cuda_refuses, _cuda.unavailable)
 causal_conv3d.register("cpu", _cpu, _cpu_refuses, _native.unavailable)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pysora.ops import _cpu as _native
+from pysora.ops import _cuda, _triton
 from pysora.ops._checks import at_least_fp32, need, need_rows, need_shape, rows_per_token
 from pysora.ops._registry import op
 
@@ -59,4 +60,27 @@ def _cpu_refuses(x: Tensor, y: Tensor, gate: Tensor, index: Tensor | None) -> st
     )
 
 
+def _on_cuda(x: Tensor, y: Tensor, gate: Tensor, index: Tensor | None) -> Tensor:
+    out = _fake(x, y, gate, index)
+    _cuda.launch("gate_residual", out, x, y, gate, index, out)
+    return out
+
+
+def _on_triton(x: Tensor, y: Tensor, gate: Tensor, index: Tensor | None) -> Tensor:
+    out = _fake(x, y, gate, index)
+    _triton.launch("gate_residual", out, x, y, gate, index, out)
+    return out
+
+
+def _gpu_refuses(x: Tensor, y: Tensor, gate: Tensor, index: Tensor | None) -> str | None:
+    return (
+        _triton.refuses(_triton.DTYPES, x.device, x=x, y=y, gate=gate)
+        or _triton.refuses((torch.int32,), x.device, index=index)
+        or _native.scattered(x=x, y=y, gate=gate)
+        or _triton.too_many(x.numel() // max(1, x.shape[-1]), "tokens")
+    )
+
+
+gate_residual.register("cuda", _on_cuda, _gpu_refuses, _cuda.unavailable)
+gate_residual.register("triton", _on_triton, _gpu_refuses, _triton.unavailable)
 gate_residual.register("cpu", _cpu, _cpu_refuses, _native.unavailable)

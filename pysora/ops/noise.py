@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from pysora.ops import _cpu as _native
+from pysora.ops import _cuda, _triton
 from pysora.ops._checks import need
 from pysora.ops._registry import op
 
@@ -129,4 +131,38 @@ def _cpu_refuses(
     return None if device is None or torch.device(device).type == "cpu" else f"device is {device}"
 
 
+def _on_cuda(
+    shape: Sequence[int], seed: int, sample: int, origin: Sequence[int], device: torch.device | str | None
+) -> Tensor:
+    _check(shape, seed, sample, origin)
+    out = torch.empty(tuple(shape), dtype=torch.float32, device=device)
+    _cuda.launch("noise", out, out, seed, sample, origin)
+    return out
+
+
+def _on_triton(
+    shape: Sequence[int], seed: int, sample: int, origin: Sequence[int], device: torch.device | str | None
+) -> Tensor:
+    _check(shape, seed, sample, origin)
+    out = torch.empty(tuple(shape), dtype=torch.float32, device=device)
+    _triton.launch("noise", out, seed, sample, origin, out)
+    return out
+
+
+def _triton_refuses(
+    shape: Sequence[int], seed: int, sample: int, origin: Sequence[int], device: torch.device | str | None
+) -> str | None:
+    reason = _triton.misplaced("the result", torch.device("cpu" if device is None else device))
+    return reason or _triton.too_many(math.prod(shape[1:]), "places")
+
+
+def _cuda_refuses(
+    shape: Sequence[int], seed: int, sample: int, origin: Sequence[int], device: torch.device | str | None
+) -> str | None:
+    reason = _triton.misplaced("the result", torch.device("cpu" if device is None else device))
+    return reason or _triton.too_many(math.prod(shape), "values")
+
+
+noise.register("cuda", _on_cuda, _cuda_refuses, _cuda.unavailable)
+noise.register("triton", _on_triton, _triton_refuses, _triton.unavailable)
 noise.register("cpu", _cpu, _cpu_refuses, _native.unavailable)

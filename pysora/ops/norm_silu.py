@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pysora.ops import _cpu as _native
+from pysora.ops import _cuda, _triton
 from pysora.ops._checks import at_least_fp32, need, need_shape
 from pysora.ops._registry import op
 
@@ -64,4 +65,33 @@ def _cpu_refuses(x: Tensor, gamma: Tensor, silu: bool) -> str | None:
     return reason
 
 
+def _on_cuda(x: Tensor, gamma: Tensor, silu: bool) -> Tensor:
+    out = _fake(x, gamma, silu)
+    _cuda.launch("norm_silu", out, x, gamma, silu, out)
+    return out
+
+
+def _on_triton(x: Tensor, gamma: Tensor, silu: bool) -> Tensor:
+    out = _fake(x, gamma, silu)
+    _triton.launch("norm_silu", out, x, gamma, silu, out)
+    return out
+
+
+def _triton_refuses(x: Tensor, gamma: Tensor, silu: bool) -> str | None:
+    reason = _triton.refuses(_triton.DTYPES, x.device, x=x, gamma=gamma) or _native.scattered(gamma=gamma)
+    if reason is None and x.ndim in (4, 5) and x.shape[1] > 16384:
+        reason = f"x has {x.shape[1]} channels, more than 16384"
+    return reason or _triton.too_many(x.numel() // max(1, gamma.shape[0]), "pixels")
+
+
+def _cuda_refuses(x: Tensor, gamma: Tensor, silu: bool) -> str | None:
+    reason = _triton.refuses(_triton.DTYPES, x.device, x=x, gamma=gamma) or _native.scattered(gamma=gamma)
+    most = 8192 if x.ndim > 1 and x.stride(1) == 1 else 1024
+    if reason is None and x.ndim in (4, 5) and x.shape[1] > most:
+        reason = f"x has {x.shape[1]} channels, more than {most} with a stride of {x.stride(1)}"
+    return reason or _triton.too_many(x.numel() // max(1, gamma.shape[0]), "pixels")
+
+
+norm_silu.register("cuda", _on_cuda, _cuda_refuses, _cuda.unavailable)
+norm_silu.register("triton", _on_triton, _triton_refuses, _triton.unavailable)
 norm_silu.register("cpu", _cpu, _cpu_refuses, _native.unavailable)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pysora.ops import _cpu as _native
+from pysora.ops import _cuda, _triton
 from pysora.ops._checks import need, need_shape
 from pysora.ops._registry import op
 
@@ -65,4 +67,38 @@ def _cpu_refuses(video: Tensor, weight: Tensor, bias: Tensor | None) -> str | No
     )
 
 
+def _on_cuda(video: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    out = _fake(video, weight, bias)
+    _cuda.launch("patch_embed", out, video, weight, bias, out, None)
+    return out
+
+
+def _on_triton(video: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    out = _fake(video, weight, bias)
+    _triton.launch("patch_embed", out, video, weight, bias, out)
+    return out
+
+
+def _triton_refuses(video: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+    reason = _triton.refuses(_triton.DTYPES, video.device, video=video)
+    reason = reason or _triton.refuses((video.dtype,), video.device, weight=weight, bias=bias)
+    reason = reason or _native.scattered(bias=bias) or _triton.too_many(video.numel(), "pixels")
+    if reason is None and weight.ndim == 5:
+        if weight.shape[4] not in (1, 2):
+            reason = f"a patch is {weight.shape[4]} wide, not 1 or 2"
+        elif weight.numel() and not weight[0].is_contiguous():
+            reason = f"weight has strides {list(weight.stride())}: a patch does not lie side by side"
+    return reason
+
+
+def _cuda_refuses(video: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+    reason = _triton.refuses((torch.bfloat16, torch.float16), video.device, video=video)
+    reason = reason or _triton.refuses((video.dtype,), video.device, weight=weight, bias=bias)
+    if reason is None and (values := math.prod(weight.shape[1:])) > 512:
+        reason = f"a patch has {values} values, more than 512"
+    return reason or _triton.too_many(max(video.numel(), weight.numel()), "values")
+
+
+patch_embed.register("cuda", _on_cuda, _cuda_refuses, _cuda.unavailable)
+patch_embed.register("triton", _on_triton, _triton_refuses, _triton.unavailable)
 patch_embed.register("cpu", _cpu, _cpu_refuses, _native.unavailable)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pysora.ops import _cpu as _native
+from pysora.ops import _cuda, _triton
 from pysora.ops._checks import at_least_fp32, need, need_shape
 from pysora.ops._registry import op
 
@@ -76,4 +77,41 @@ def _cpu_refuses(x: Tensor, gain: Tensor, cos: Tensor | None, sin: Tensor | None
     )
 
 
+def _on_cuda(x: Tensor, gain: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float) -> Tensor:
+    out = _fake(x, gain, cos, sin, eps)
+    _cuda.launch("qk_norm_rope", out, x, gain, cos, sin, eps, out)
+    return out
+
+
+def _on_triton(x: Tensor, gain: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float) -> Tensor:
+    out = _fake(x, gain, cos, sin, eps)
+    _triton.launch("qk_norm_rope", out, x, gain, cos, sin, eps, out)
+    return out
+
+
+def _triton_refuses(x: Tensor, gain: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float) -> str | None:
+    reason = (
+        _triton.refuses(_triton.DTYPES, x.device, x=x, gain=gain)
+        or _triton.refuses((torch.float32,), x.device, cos=cos, sin=sin)
+        or _native.scattered(x=x, gain=gain, cos=cos, sin=sin)
+    )
+    if reason is None and x.ndim == 4 and _triton.padded(*x.shape[2:]) > 16384:
+        reason = f"x has {x.shape[2]} heads of {x.shape[3]}, more than 16384 in powers of two"
+    return reason
+
+
+def _cuda_refuses(x: Tensor, gain: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float) -> str | None:
+    reason = (
+        _triton.refuses(_triton.DTYPES, x.device, x=x, gain=gain)
+        or _triton.refuses((torch.float32,), x.device, cos=cos, sin=sin)
+        or _native.scattered(x=x, gain=gain, cos=cos, sin=sin)
+        or _triton.too_many(x.numel() // max(1, x.shape[-1]), "heads of all tokens")
+    )
+    if reason is None and gain.numel() > 16384:
+        reason = f"the norm runs over {gain.numel()} values, more than 16384"
+    return reason
+
+
+qk_norm_rope.register("cuda", _on_cuda, _cuda_refuses, _cuda.unavailable)
+qk_norm_rope.register("triton", _on_triton, _triton_refuses, _triton.unavailable)
 qk_norm_rope.register("cpu", _cpu, _cpu_refuses, _native.unavailable)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pysora.ops import _cpu as _native
+from pysora.ops import _cuda, _triton
 from pysora.ops._checks import at_least_fp32, need, need_shape
 from pysora.ops._registry import op
 
@@ -153,4 +154,60 @@ def _cpu_refuses(
     )
 
 
+def _on_cuda(
+    sample: Tensor,
+    prediction: Tensor,
+    prediction_uncond: Tensor | None,
+    history: Sequence[Tensor],
+    coefficients: Tensor,
+    guidance: float,
+    noise: Tensor | None,
+) -> list[Tensor]:
+    outs = _fake(sample, prediction, prediction_uncond, history, coefficients, guidance, noise)
+    others, rows = [*history, *([] if noise is None else [noise])], coefficients.tolist()
+    _cuda.launch("sampler_step", outs[0], sample, prediction, prediction_uncond, others, rows, guidance, outs)
+    return outs
+
+
+def _on_triton(
+    sample: Tensor,
+    prediction: Tensor,
+    prediction_uncond: Tensor | None,
+    history: Sequence[Tensor],
+    coefficients: Tensor,
+    guidance: float,
+    noise: Tensor | None,
+) -> list[Tensor]:
+    outs = _fake(sample, prediction, prediction_uncond, history, coefficients, guidance, noise)
+    others = [*history, *([] if noise is None else [noise])]
+    rows = coefficients.flatten().tolist()
+    _triton.launch("sampler_step", outs[0], sample, prediction, prediction_uncond, others, rows, float(guidance), outs)
+    return outs
+
+
+def _gpu_refuses(
+    sample: Tensor,
+    prediction: Tensor,
+    prediction_uncond: Tensor | None,
+    history: Sequence[Tensor],
+    coefficients: Tensor,
+    guidance: float,
+    noise: Tensor | None,
+) -> str | None:
+    wide = {"sample": sample, "noise": noise, **{f"history[{i}]": h for i, h in enumerate(history)}}
+    narrow = {"prediction": prediction, "prediction_uncond": prediction_uncond}
+    reason = _triton.refuses((torch.float32,), sample.device, **wide)
+    reason = reason or _triton.refuses(_triton.DTYPES, sample.device, **narrow)
+    for name, tensor in {**wide, **narrow}.items():
+        if reason is None and tensor is not None and not tensor.is_contiguous():
+            reason = f"{name} is not contiguous"
+    if reason is None and coefficients.device.type != "cpu":
+        reason = f"coefficients are on {coefficients.device}: reading them would wait for it"
+    if reason is None and (coefficients.shape[0] > 8 or coefficients.shape[1] > 16):
+        reason = "coefficients are larger than 8 by 16"
+    return reason
+
+
+sampler_step.register("cuda", _on_cuda, _gpu_refuses, _cuda.unavailable)
+sampler_step.register("triton", _on_triton, _gpu_refuses, _triton.unavailable)
 sampler_step.register("cpu", _cpu, _cpu_refuses, _native.unavailable)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pysora.ops import _cpu as _native
+from pysora.ops import _cuda, _triton
 from pysora.ops._checks import at_least_fp32, need, need_shape
 from pysora.ops._registry import needs_gradient, op
 
@@ -150,12 +151,11 @@ def _cpu(
     B, _, N, K = q.shape
     samples = B if k_offsets is None else k_offsets.shape[0] - 1
     threads = _native.threads()
-    scratch = _native.native().spacetime_attention_workspace(samples * N, k.shape[1], K, threads)
+    scratch = _native.workspace(_native.native().spacetime_attention_workspace(samples * N, k.shape[1], K, threads))
     _native.native().spacetime_attention(
         *map(_native.borrow, (q, k, v)),
         K**-0.5 if scale is None else scale,
-        *map(_native.borrow, (key_bias, q_offsets, k_offsets, out, lse if return_lse else None)),
-        _native.borrow(_native.workspace(scratch)),
+        *map(_native.borrow, (key_bias, q_offsets, k_offsets, out, lse if return_lse else None, scratch)),
         threads,
     )
     return (out, lse) if return_lse else out
@@ -179,4 +179,89 @@ def _cpu_refuses(
     )
 
 
+def _on_cuda(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None,
+    key_bias: Tensor | None,
+    q_offsets: Tensor | None,
+    k_offsets: Tensor | None,
+    return_lse: bool,
+) -> Tensor | tuple[Tensor, Tensor]:
+    out, lse = _fake(q, k, v, scale, key_bias, q_offsets, k_offsets, return_lse)
+    factor, logarithms = q.shape[3] ** -0.5 if scale is None else scale, lse if return_lse else None
+    _cuda.launch(*("spacetime_attention", out, q, k, v, factor, key_bias, q_offsets, k_offsets, out, logarithms, None))
+    return (out, lse) if return_lse else out
+
+
+def _on_triton(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None,
+    key_bias: Tensor | None,
+    q_offsets: Tensor | None,
+    k_offsets: Tensor | None,
+    return_lse: bool,
+) -> Tensor | tuple[Tensor, Tensor]:
+    out, lse = _fake(q, k, v, scale, key_bias, q_offsets, k_offsets, return_lse)
+    factor = q.shape[3] ** -0.5 if scale is None else scale
+    offsets = (q_offsets, k_offsets)
+    _triton.launch("spacetime_attention", out, q, k, v, factor, key_bias, *offsets, out, lse if return_lse else None)
+    return (out, lse) if return_lse else out
+
+
+def _triton_refuses(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None,
+    key_bias: Tensor | None,
+    q_offsets: Tensor | None,
+    k_offsets: Tensor | None,
+    return_lse: bool,
+) -> str | None:
+    if scale is not None and not scale > 0:
+        return f"scale is {scale}, not above 0"
+    reason = (
+        _triton.refuses((torch.bfloat16, torch.float16), q.device, q=q)
+        or _triton.refuses((q.dtype,), q.device, k=k, v=v)
+        or _triton.refuses(_triton.DTYPES, q.device, key_bias=key_bias)
+        or _triton.refuses((torch.int32,), q.device, q_offsets=q_offsets, k_offsets=k_offsets)
+        or _native.scattered(q=q, k=k, v=v, q_offsets=q_offsets, k_offsets=k_offsets)
+    )
+    if reason is None and not (1 <= q.shape[-1] <= 64 or q.shape[-1] == 128):
+        reason = f"heads are {q.shape[-1]} wide, not 1 to 64 or 128"
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if reason is None and tensor.ndim == 4 and tensor.stride(1) >= 2**24:
+            reason = f"the tokens of {name} are {tensor.stride(1)} values apart, at least 2**24"
+    return reason
+
+
+def _cuda_refuses(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None,
+    key_bias: Tensor | None,
+    q_offsets: Tensor | None,
+    k_offsets: Tensor | None,
+    return_lse: bool,
+) -> str | None:
+    reason = (
+        _triton.refuses((torch.bfloat16, torch.float16), q.device, q=q)
+        or _triton.refuses((q.dtype,), q.device, k=k, v=v)
+        or _triton.refuses((torch.float32,), q.device, key_bias=key_bias)
+        or _triton.refuses((torch.int32,), q.device, q_offsets=q_offsets, k_offsets=k_offsets)
+        or _native.scattered(q=q, k=k, v=v, q_offsets=q_offsets, k_offsets=k_offsets)
+        or _cuda.unaligned(q=q, k=k, v=v)
+    )
+    if reason is None and q.shape[-1] not in (64, 128):
+        reason = f"heads are {q.shape[-1]} wide, not 64 or 128"
+    return reason or _triton.too_many(max(q.numel(), k.numel()) // max(1, q.shape[-1]), "heads of all tokens")
+
+
+spacetime_attention.register("cuda", _on_cuda, _cuda_refuses, _cuda.unavailable)
+spacetime_attention.register("triton", _on_triton, _triton_refuses, _triton.unavailable)
 spacetime_attention.register("cpu", _cpu, _cpu_refuses, _native.unavailable)

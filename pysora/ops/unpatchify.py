@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from pysora.ops import _cpu as _native
+from pysora.ops import _cuda, _triton
 from pysora.ops._checks import need
 from pysora.ops._registry import op
 
@@ -58,4 +59,28 @@ def _cpu_refuses(tokens: Tensor, grid: Sequence[int], patch: Sequence[int]) -> s
     return _native.refuses(_native.NATIVE_DTYPES, tokens=tokens)
 
 
+def _on_cuda(tokens: Tensor, grid: Sequence[int], patch: Sequence[int]) -> Tensor:
+    out = _fake(tokens, grid, patch)
+    _cuda.launch("unpatchify", out, tokens, grid, patch, out)
+    return out
+
+
+def _on_triton(tokens: Tensor, grid: Sequence[int], patch: Sequence[int]) -> Tensor:
+    out = _fake(tokens, grid, patch)
+    _triton.launch("unpatchify", out, tokens, grid, patch, out)
+    return out
+
+
+def _triton_refuses(tokens: Tensor, grid: Sequence[int], patch: Sequence[int]) -> str | None:
+    reason = _triton.refuses(_triton.DTYPES, tokens.device, tokens=tokens)
+    return reason or _triton.too_many(math.prod(tokens.shape[1:]), "values of a sample")
+
+
+def _cuda_refuses(tokens: Tensor, grid: Sequence[int], patch: Sequence[int]) -> str | None:
+    reason = _triton.refuses(_triton.DTYPES, tokens.device, tokens=tokens)
+    return reason or _triton.too_many(tokens.numel(), "values")
+
+
+unpatchify.register("cuda", _on_cuda, _cuda_refuses, _cuda.unavailable)
+unpatchify.register("triton", _on_triton, _triton_refuses, _triton.unavailable)
 unpatchify.register("cpu", _cpu, _cpu_refuses, _native.unavailable)

@@ -9,8 +9,8 @@ namespace pysora {
 struct CpuKernels {
   const char* isa;
 #define PYSORA_OP(name, Params) void (*name)(const Params&);
+#define PYSORA_CPU_OP PYSORA_OP
 #include "pysora/ops.def"
-#undef PYSORA_OP
 };
 
 const CpuKernels& cpu();              // the best table this processor runs, or the one that PYSORA_CPU_ISA names

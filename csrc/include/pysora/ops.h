@@ -1,5 +1,6 @@
 #pragma once
 #include "pysora/adaln.h"
+#include "pysora/causal_conv3d.h"
 #include "pysora/ceiling.h"
 #include "pysora/gate_residual.h"
 #include "pysora/linear.h"

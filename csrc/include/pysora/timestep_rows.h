@@ -9,6 +9,7 @@ namespace pysora {
 struct TimestepRows {
   Values first;               // row 0; no data where there is no table
   std::int64_t stride;        // between rows, in elements
+  std::int64_t U;             // rows; an index beyond them is refused, where it lies on a GPU the token becomes NaN
   const std::int32_t* index;  // [B, L], the row of each token; null: sample b takes row b * per_sample
   std::int64_t index_strides[2];
   std::int64_t per_sample;  // 0 or 1
