@@ -11,12 +11,13 @@ OUT := out
 SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE $(shell find csrc kernels pysora -type f \
 	-not -path '*/__pycache__/*' -not -name '*.so' 2>/dev/null)
 
-.PHONY: help demo test check bench wheel clean
+.PHONY: help demo test check bench mutants wheel clean
 
 help:
 	@echo "make demo   set up, build, install and make two videos in $(OUT)/"
 	@echo "make test   set up, build the wheel, install it in a clean environment and test it there"
 	@echo "make check  ruff, clang-format and mypy (part of make test)"
+	@echo "make mutants put a mistake into each GPU kernel, one at a time, and see that a test fails"
 	@echo "make bench  measure ops and models beside torch and diffusers"
 	@echo "make wheel  build dist/*.whl"
 	@echo "make clean  remove what these commands made"
@@ -43,8 +44,11 @@ test: check
 check: $(STATE)/test/installed
 	$(TEST)/ruff check .
 	$(TEST)/ruff format --check .
-	$(TEST)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h')
+	$(TEST)/clang-format --dry-run --Werror $$(find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 	$(TEST)/mypy -p pysora
+
+mutants: $(STATE)/test/installed
+	cd tests && ../$(TEST)/python -m ptx.mutants
 
 bench: $(STATE)/test/installed
 	$(TEST)/pysora bench

@@ -8,20 +8,42 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map
 
 from pysora import ops
 from pysora.ops import _cpu
 
+GPU_BACKENDS = ("cuda", "triton")
+READ_ON_HOST = ("coefficients",)
+
+
+def _move(value: Any, device: str) -> Any:
+    """Copy tensors with the memory that they are views of: a kernel meets the same strides and the same poison."""
+
+    def move(t: Any) -> Any:
+        if not isinstance(t, torch.Tensor):
+            return t
+        memory = torch.empty(0, dtype=t.dtype, device=t.device).set_(t.untyped_storage()).to(device)
+        return memory.as_strided(t.shape, t.stride(), t.storage_offset())
+
+    return tree_map(move, value)
+
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs an op on one backend; the CPU's kernels of one instruction set."""
+    """Runs an op on one backend: the CPU's kernels of one instruction set, or a GPU's, with the tensors moved there."""
 
     backend: str
     isa: str | None = None
 
     def __call__(self, op: ops.Op[Any], *args: Any, **kwargs: Any) -> Any:
-        return op(*args, backend=self.backend, **kwargs)
+        if self.backend not in GPU_BACKENDS:
+            return op(*args, backend=self.backend, **kwargs)
+        values = dict(zip(op.names, op.bind(args, kwargs), strict=True))
+        there = {n: v if n in READ_ON_HOST else _move(v, "cuda") for n, v in values.items()}
+        if "device" in there:
+            there["device"] = "cuda"
+        return _move(op(**there, backend=self.backend), "cpu")
 
     def __str__(self) -> str:
         return f"{self.backend}-{self.isa}" if self.isa else self.backend
@@ -42,7 +64,10 @@ def runners(op: ops.Op[Any]) -> list[Runner]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Give each test that takes `runner` all implementations of its module's OP."""
     if "runner" in metafunc.fixturenames:
-        metafunc.parametrize("runner", runners(ops.OPS[metafunc.module.OP]), ids=str, indirect=True)
+        found = runners(ops.OPS[metafunc.module.OP])
+        marks = [pytest.mark.gpu if r.backend in GPU_BACKENDS else () for r in found]
+        params = [pytest.param(r, id=str(r), marks=m) for r, m in zip(found, marks, strict=True)]
+        metafunc.parametrize("runner", params, indirect=True)
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ CALLS: dict[str, list[tuple[Any, ...]]] = {
     "causal_conv3d": [
         (R(1, 3, 2, 4, 5), R(4, 3, 3, 3, 3)),
         (R(1, 3, 2, 4, 5), R(4, 3, 3, 3, 3), R(4), R(1, 3, 2, 4, 5), R(3), R(1, 4, 2, 8, 10), True),
+        (R(1, 3, 2, 4, 5).contiguous(memory_format=torch.channels_last_3d), R(4, 3, 3, 3, 3), R(4)),
     ],
     "gate_residual": [(R(2, 5, 4), R(2, 5, 4), R(1, 4))],
     "linear": [(R(2, 5, 4), R(6, 4), R(6), "gelu"), (R(2, 5, 4), R(6, 4), R(6), "gate_residual", R(2, 5, 6), R(1, 6))],
