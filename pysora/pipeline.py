@@ -247,7 +247,8 @@ class Pipeline:
 
         The state stays fp32, the model sees its own dtype.
         """
-        predict = Predictor(self.dit, schedule, request, guided, *texts, per_token=self.expand_timesteps)
+        predicts, per_token = self.scheduler.predicts, self.expand_timesteps
+        predict = Predictor(self.dit, schedule, request, guided, *texts, per_token=per_token, predicts=predicts)
         guidance, steps = request.guidance, len(schedule)
         history: list[Tensor] = []
         for i in range(steps):

@@ -166,6 +166,7 @@ class Predictor:
     dit: called as (samples [b, C, T, H, W], timestep, context). guided: whether each step has guidance.
     positive, negative: the text of all B videos; negative may be None where no step has guidance.
     per_token: whether the transformer takes one timestep per token.
+    predicts: "velocity", or "clean": the transformer gives the clean latents, and its velocity is made from them.
     """
 
     def __init__(
@@ -178,8 +179,10 @@ class Predictor:
         negative: TextContext | None,
         *,
         per_token: bool,
+        predicts: str = "velocity",
     ) -> None:
-        self.dit, self.timesteps, self.per_token = dit, schedule.timesteps, per_token
+        self.dit, self.timesteps, self.per_token, self.predicts = dit, schedule.timesteps, per_token, predicts
+        self.sigmas = schedule.sigmas.tolist()
         self.guided, self.positive, self.negative = guided, positive, negative
         lengths = (schedule.sigmas[:-1] - schedule.sigmas[1:]).tolist()
         knobs = guided, lengths, request.guidance, request.approximation.max_error
@@ -187,7 +190,7 @@ class Predictor:
 
     def __call__(self, i: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Predictions of step i for the samples x, fp32 [B, C, T, H, W]: of the prompt and, in a step with guidance,
-        of the negative prompt; like x, in the model's dtype."""
+        of the negative prompt; velocities like x, in the model's dtype or fp32."""
         due = [b for b, track in enumerate(self.tracks) if not track.reuses(i, x[b])]
         if due:
             velocity, unguided = self._compute(i, x, due)
@@ -211,8 +214,14 @@ class Predictor:
         timestep = self.timesteps[i].to(x.device)
         tokens = (math.prod(self.dit.grid(x.shape)),) if self.per_token else ()
         timestep = timestep.expand(len(x), *tokens)
-        velocity = self.dit(x, timestep, positive)
-        return velocity, self.dit(x, timestep, negative) if self.guided[i] else None
+        velocity = self._velocity(i, x, self.dit(x, timestep, positive))
+        if not self.guided[i]:
+            return velocity, None
+        return velocity, self._velocity(i, x, self.dit(x, timestep, negative))
+
+    def _velocity(self, i: int, x: Tensor, output: Tensor) -> Tensor:
+        """What the transformer's output for x says of the velocity; fp32 where it is made from clean latents."""
+        return output if self.predicts == "velocity" else (x - output.float()) / self.sigmas[i]
 
 
 def _select(context: TextContext, rows: Sequence[int]) -> TextContext:

@@ -1,6 +1,7 @@
 """Samplers for flow models: each is a table of coefficients, computed once in float64.
 
-A flow model predicts the velocity v of x = (1 - sigma) x0 + sigma noise, so x0 = x - sigma v. Every step of every
+A flow model predicts the velocity v of x = (1 - sigma) x0 + sigma noise, so x0 = x - sigma v (one that predicts x0
+itself is turned into one in `pysora.prediction`). Every step of every
 sampler here is linear in the sample, the (guided) prediction and what earlier steps kept; `ops.sampler_step` applies
 it. With alpha = 1 - sigma and lambda = log(alpha / sigma), a step from sigma_s to sigma_t has h = lambda_t - lambda_s.
 The noise levels are those of diffusers' schedulers, rounded to fp32 as there, so that trajectories agree.
@@ -218,6 +219,7 @@ class Sampler:
     sigmas: (steps, shift) -> float64 noise levels, without the closing 0; step: (all sigmas, i) -> Step.
     scheduler: diffusers' class with the same trajectory; shift_key: its setting for the shift.
     required: the settings of that class that must have exactly these values; its own defaults are in `defaults`.
+    predictions: whether the class has a `prediction_type`; without one it steps along velocities.
     """
 
     sigmas: Callable[[int, float], np.ndarray]
@@ -227,6 +229,7 @@ class Sampler:
     shift_key: str
     required: dict[str, Any]
     defaults: dict[str, Any]
+    predictions: bool
 
 
 _NO_OTHER_SIGMAS = {
@@ -237,14 +240,15 @@ _NO_OTHER_SIGMAS = {
     "use_dynamic_shifting": False,
 }
 _MULTISTEP = {
-    "prediction_type": "flow_prediction",
     "use_flow_sigmas": True,
     "solver_order": 2,
     "final_sigmas_type": "zero",
     "lower_order_final": True,
     "thresholding": False,
 }
-_MULTISTEP_DEFAULTS = {"prediction_type": "epsilon", "use_flow_sigmas": False}
+_MULTISTEP_DEFAULTS = {"use_flow_sigmas": False}
+PREDICTIONS = {"velocity": "flow_prediction", "clean": "sample"}
+"""What a transformer predicts, and how the multistep schedulers' `prediction_type` says it."""
 
 SAMPLERS: dict[str, Sampler] = {
     "euler": Sampler(
@@ -255,6 +259,7 @@ SAMPLERS: dict[str, Sampler] = {
         "shift",
         {**_NO_OTHER_SIGMAS, "invert_sigmas": False, "stochastic_sampling": False, "shift_terminal": None},
         {},
+        False,
     ),
     "unipc": Sampler(
         _unipc_sigmas,
@@ -272,6 +277,7 @@ SAMPLERS: dict[str, Sampler] = {
             "shift_terminal": None,
         },
         _MULTISTEP_DEFAULTS,
+        True,
     ),
     "dpm++": Sampler(
         _dpm_sigmas,
@@ -288,16 +294,28 @@ SAMPLERS: dict[str, Sampler] = {
             "variance_type": None,
         },
         _MULTISTEP_DEFAULTS,
+        True,
     ),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplerSettings:
-    """What a checkpoint's scheduler/scheduler_config.json says: the sampler and its shift."""
+    """What a checkpoint's scheduler/scheduler_config.json says: the sampler, its shift, what the transformer predicts.
+
+    predicts: "velocity", or "clean" for the clean latents. Raises ValueError where diffusers' class of that sampler has
+    no way to say it.
+    """
 
     name: str = "unipc"
     shift: float = 1.0
+    predicts: str = "velocity"
+
+    def __post_init__(self) -> None:
+        if self.predicts not in PREDICTIONS:
+            raise ValueError(f"predicts must be one of {', '.join(PREDICTIONS)}, got {self.predicts!r}")
+        if self.predicts != "velocity" and not SAMPLERS[self.name].predictions:
+            raise ValueError(f"{SAMPLERS[self.name].scheduler} knows velocities alone, not {self.predicts!r}")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SamplerSettings:
@@ -316,11 +334,16 @@ class SamplerSettings:
         shift = values.get(sampler.shift_key, 1.0)
         if isinstance(shift, bool) or not isinstance(shift, int | float) or not 0.01 <= shift <= 100:
             refused.append(f"{sampler.shift_key} must be a number from 0.01 to 100, got {shift!r}")
+        kind = values.get("prediction_type", "epsilon") if sampler.predictions else PREDICTIONS["velocity"]
+        predicts = next((ours for ours, theirs in PREDICTIONS.items() if theirs == kind), "velocity")
+        if kind not in PREDICTIONS.values():
+            refused.append(f"prediction_type must be 'flow_prediction' or 'sample', got {kind!r}")
         if refused:
             raise ValueError(f"{scheduler}: {'; '.join(refused)}")
-        return cls(name, float(shift))
+        return cls(name, float(shift), predicts)
 
     def to_dict(self) -> dict[str, Any]:
         """The scheduler_config.json that `from_dict` and diffusers read."""
         sampler = SAMPLERS[self.name]
-        return {"_class_name": sampler.scheduler, **sampler.required, sampler.shift_key: self.shift}
+        kind = {"prediction_type": PREDICTIONS[self.predicts]} if sampler.predictions else {}
+        return {"_class_name": sampler.scheduler, **sampler.required, **kind, sampler.shift_key: self.shift}

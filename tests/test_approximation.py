@@ -86,6 +86,30 @@ def run(model: Any, means: tuple[float, ...], start: Tensor, **options: Any) -> 
     return x, predict.accounts(x)
 
 
+def test_a_model_of_clean_latents_is_one_of_velocities() -> None:
+    """The same flow, told as x0 = x - sigma v: the same videos and the same accounts, reuse included."""
+    start = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(5))
+    request = ask(2, max_error=0.2)
+    schedule = plan(request.sampler, request.steps, request.shift)
+    guided, flow = guided_steps(schedule, request), Flow()
+    sigmas = dict(zip(schedule.timesteps.tolist(), schedule.sigmas.tolist(), strict=False))
+
+    def clean(x: Tensor, timestep: Tensor, context: TextContext) -> Tensor:
+        return x - sigmas[float(timestep[0])] * flow(x, timestep, context)
+
+    ends = []
+    for model, predicts in ((flow, "velocity"), (clean, "clean")):
+        texts = text(1.0, -2.0), text(0.0, 0.0)
+        predict = Predictor(model, schedule, request, guided, *texts, per_token=False, predicts=predicts)
+        x, history = start, []
+        for i in range(len(schedule)):
+            velocity, unguided = predict(i, x)
+            x, history = schedule.advance(i, x, velocity, history, prediction_uncond=unguided, guidance=3.0)
+        ends.append((x, [account.steps_reused for account in predict.accounts(x)]))
+    torch.testing.assert_close(ends[0][0], ends[1][0], rtol=0, atol=1e-4)
+    assert ends[0][1] == ends[1][1] != [0, 0]
+
+
 def test_presets_are_tables_of_every_knob() -> None:
     assert Approximation() == EXACT == PRESETS["exact"]
     assert FAST == PRESETS["fast"] != EXACT

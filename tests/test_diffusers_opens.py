@@ -12,15 +12,20 @@ from diffusers import WanPipeline
 
 import pysora
 from pysora.loading import embedded_path
+from pysora.sampling import SamplerSettings
 
-FOLDERS = [*tiny_wan.FAMILIES, "embedded"]
+FOLDERS = [*tiny_wan.FAMILIES, "clean", "embedded"]
 
 
 @pytest.fixture(params=FOLDERS)
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     if request.param == "embedded":
         return embedded_path()
-    pysora.load(tiny_wan.saved(request.param, tmp_path)).save(tmp_path / "saved")
+    clean = request.param == "clean"  # a transformer that predicts clean latents
+    pipeline = pysora.load(tiny_wan.saved("wan2.2" if clean else request.param, tmp_path))
+    if clean:
+        pipeline.scheduler = SamplerSettings("unipc", 3.0, "clean")
+    pipeline.save(tmp_path / "saved")
     return tmp_path / "saved"
 
 

@@ -10,7 +10,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
-from pysora.sampling import SAMPLERS, Plan, SamplerSettings, plan
+from pysora.sampling import PREDICTIONS, SAMPLERS, Plan, SamplerSettings, plan
 
 # diffusers hands torch tensors to numpy in a way that numpy 2 deprecates; nothing of ours.
 pytestmark = [
@@ -71,6 +71,36 @@ def test_trajectory(name: str, steps: int, shift: float, start: Tensor) -> None:
     limit = 1e-5 if steps <= 200 else 1e-4
     for i, (a, b) in enumerate(zip(got, want, strict=True)):
         assert (a - b).abs().max() <= limit * b.abs().max(), f"step {i}"
+
+
+@pytest.mark.parametrize("name", ["unipc", "dpm++"])
+def test_trajectory_of_a_model_that_predicts_clean_latents(name: str, start: Tensor) -> None:
+    """As a velocity (x - x0) / sigma it takes the way of the reference that is told of `sample` predictions."""
+    settings = SamplerSettings(name, 3.0, "clean")
+    schedulers = {"unipc": UniPCMultistepScheduler, "dpm++": DPMSolverMultistepScheduler}
+    scheduler = schedulers[name].from_config(settings.to_dict())
+    scheduler.set_timesteps(20)
+    p, x, want, history = plan(name, 20, 3.0), start, start, []
+    for i, timestep in enumerate(p.timesteps):
+        want = scheduler.step(velocity(want, timestep), timestep, want, return_dict=False)[0]
+        x, history = p.advance(i, x, (x - velocity(x, timestep)) / p.sigmas[i], history)
+        assert (x - want).abs().max() <= 1e-5 * want.abs().max(), f"step {i}"
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("predicts", PREDICTIONS)
+def test_settings_come_back(name: str, predicts: str) -> None:
+    if name == "euler" and predicts == "clean":
+        with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler knows velocities alone, not 'clean'"):
+            SamplerSettings(name, 3.0, predicts)
+        return
+    settings = SamplerSettings(name, 3.0, predicts)
+    assert SamplerSettings.from_dict(settings.to_dict()) == settings
+
+
+def test_an_unknown_prediction_is_refused() -> None:
+    with pytest.raises(ValueError, match="predicts must be one of velocity, clean, got 'noise'"):
+        SamplerSettings("unipc", 3.0, "noise")
 
 
 @pytest.mark.parametrize(("steps", "shift"), [(1, 1.0), (2, 12.0), (15, 3.0), (30, 0.3), (999, 1.0), (1000, 5.0)])
@@ -178,7 +208,8 @@ def test_saved_settings_are_read_by_us_and_by_diffusers(name: str) -> None:
             {"solver_type": "bh1", "thresholding": True},
             ["solver_type must be 'bh2', got 'bh1'", "thresholding"],
         ),
-        ("unipc", {"prediction_type": "epsilon"}, ["prediction_type must be 'flow_prediction'"]),
+        ("unipc", {"prediction_type": "epsilon"}, ["prediction_type must be 'flow_prediction' or 'sample'"]),
+        ("dpm++", {"prediction_type": "v_prediction"}, ["prediction_type must be 'flow_prediction' or 'sample'"]),
         ("unipc", {"use_flow_sigmas": False}, ["use_flow_sigmas"]),
         ("unipc", {"disable_corrector": [0]}, ["disable_corrector"]),
         ("unipc", {"lower_order_final": False}, ["lower_order_final"]),
@@ -209,5 +240,5 @@ def test_missing_settings_have_diffusers_defaults(name: str) -> None:
     """Without prediction_type the reference would read an epsilon model: refused, not guessed."""
     values = SamplerSettings(name, 3.0).to_dict()
     del values["prediction_type"]
-    with pytest.raises(ValueError, match="prediction_type must be 'flow_prediction', got 'epsilon'"):
+    with pytest.raises(ValueError, match="prediction_type must be 'flow_prediction' or 'sample', got 'epsilon'"):
         SamplerSettings.from_dict(values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from pysora.checkpoint import load_module, save_module
 from pysora.training import autoencoder, diffusion, reader
 from pysora.training.clips import ClipPool, draw, to_model
 from pysora.training.components import Components, blocks
-from pysora.training.latents import occupancy
+from pysora.training.latents import LatentPool, occupancy
 from pysora.training.loop import Run, optimizers
 from pysora.training.muon import Muon, orthogonalize
 
@@ -199,11 +200,12 @@ def test_components_hold_most_of_a_clip(tmp_path: Path) -> None:
     video = pool.batch(3)
     latents = components.project(video)
     assert latents.shape == (3, 48, 2, 3, 4)
-    # Orthogonal rows of one length: the transpose, over its square, brings the blocks back as well as can be.
+    # Orthogonal rows: the transpose, over their squares, brings the blocks back as well as can be.
     gram = components.basis @ components.basis.T
-    torch.testing.assert_close(gram, gram[0, 0] * torch.eye(48), atol=1e-3 * float(gram[0, 0]), rtol=0)
+    squares = gram.diagonal()
+    torch.testing.assert_close(gram, squares.diag(), atol=1e-3 * float(squares[0]), rtol=0)
     rows = blocks(video)
-    back = latents.movedim(1, -1) @ components.basis / gram[0, 0] + components.mean
+    back = (latents.movedim(1, -1) / squares) @ components.basis + components.mean
     assert float((back - rows).square().mean()) < 0.05 * float((rows - components.mean).square().mean())
     components.save(tmp_path / "components.safetensors")
     assert torch.equal(Components.load(tmp_path / "components.safetensors").basis, components.basis)
@@ -216,6 +218,50 @@ def test_a_block_is_a_first_frame_or_four_later_ones() -> None:
     assert second.tolist() == [1, 2, 3, 4]
 
 
+def test_flow_loss_is_of_the_velocity_and_of_unknown_frames() -> None:
+    """A transformer that is off by 0.06 everywhere: (0.06 / level)^2, over the smallest level where it is lower."""
+    torch.manual_seed(0)
+    z = torch.randn(3, 4, 5, 4, 4)
+    levels = torch.tensor([0.5, 0.3, 0.02])[:, None].repeat(1, 5)
+    known = torch.zeros(3, 5, dtype=torch.bool)
+    known[0, 1:3] = True
+    levels[known] = 0.0
+
+    class Off(nn.Module):
+        def grid(self, shape: torch.Size) -> tuple[int, int, int]:
+            return shape[2], shape[3] // 2, shape[4] // 2
+
+        def encode_text(self, *_: object) -> None: ...
+
+        def forward(self, x: torch.Tensor, timestep: torch.Tensor, context: None) -> torch.Tensor:
+            assert timestep.shape == (3, 20)
+            assert torch.equal(x[0, :, 1:3], z[0, :, 1:3])
+            return z + 0.06 + 5 * known[:, None, :, None, None]
+
+    trainer = object.__new__(diffusion.Trainer)
+    trainer.rng = np.random.default_rng(0)
+    trainer.model = nn.Module()
+    trainer.model.dit = Off()
+    trainer.bank = SimpleNamespace(batch=lambda attributes, dropped: (None, None))
+    trainer.text = SimpleNamespace(text_length=8)
+    loss = float(trainer.flow_loss(z, levels, known, []))
+    shares = [(3 / 13, 0.5), (5 / 13, 0.3), (5 / 13, diffusion.SMALLEST_LEVEL)]
+    assert loss == pytest.approx(sum(share * (0.06 / level) ** 2 for share, level in shares), rel=1e-5)
+
+
+def test_latent_pools_keep_the_newest() -> None:
+    pool = LatentPool(lambda video: video[:, :, :1, ::8, ::8], (32, 32, 5), 3, np.random.default_rng(0))
+    pool.add(2)
+    assert len(pool) == 2
+    pool.add(2)
+    assert len(pool) == 3
+    assert pool.next == 1
+    latents, attributes, occupied = pool.batch(4)
+    assert latents.shape == (4, 3, 1, 4, 4)
+    assert len(attributes) == 4
+    assert occupied.shape == (4, 4)
+
+
 def test_autoencoder_loss_falls() -> None:
     torch.manual_seed(0)
     vae = autoencoder.VAE(autoencoder.CONFIG)
@@ -223,7 +269,9 @@ def test_autoencoder_loss_falls() -> None:
     video = to_model([draw(np.random.default_rng(0), (32, 32, 5)).frames])
     values = []
     for _ in range(12):
-        loss, _ = autoencoder.losses(vae, video, torch.ones_like(video[:, :1]), torch.zeros(1, 48, 2, 2, 2))
+        loss, _ = autoencoder.losses(
+            vae, video, torch.ones_like(video[:, :1]), torch.zeros(1, autoencoder.CONFIG.z_dim, 2, 2, 2)
+        )
         loss.backward()
         for optimizer in opts:
             optimizer.step()
@@ -254,7 +302,7 @@ def test_captions_say_what_the_targets_say() -> None:
 
 
 def test_stages_are_named_and_ordered(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="stage must be one of vae, text, dit, decoder, export, not 'gan'"):
+    with pytest.raises(ValueError, match="stage must be one of vae, text, sketch, dit, decoder, export, not 'gan'"):
         training.run("gan", tmp_path, 1)
     with pytest.raises(ValueError, match="minutes must be above 0, got 0"):
         training.run("vae", tmp_path, 0)

@@ -1,17 +1,24 @@
-"""How the embedded model is made: autoencoder, text encoder, transformer, one after the other, on two CPU cores."""
+"""How the embedded model is made on two CPU cores: autoencoder, text encoder, transformer."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-STAGES = ("vae", "text", "dit", "decoder", "export")
+STAGES = ("vae", "text", "sketch", "dit", "decoder", "export")
+_NEEDS = {
+    "sketch": ("vae/components.safetensors", "text/final"),
+    "dit": ("vae/final", "text/final"),
+    "decoder": ("vae/final",),
+    "export": ("vae/final", "text/final", "dit/final"),
+}
 
 
 def run(stage: str, out: Path, minutes: float, resume: bool = False, start: Path | None = None) -> Path:
     """Run one stage of the training in the folder `out`; each needs those before it.
 
-    stage: "vae", "text", "dit", "decoder" (the autoencoder's decoder alone, which changes no latents: for time left
-        over) or "export" (writes the checkpoint in the layout that `pysora.load` and diffusers read).
+    stage: "vae", "text", "sketch" (the transformer while the autoencoder is still trained; may be left out), "dit",
+        "decoder" (the autoencoder's decoder alone, which changes no latents: for time left over) or "export" (writes
+        the checkpoint in the layout that `pysora.load` and diffusers read).
     minutes: the length of the stage over all its segments; "export" does not use it.
     resume: go on from the state that an earlier segment left in `out`.
     start: a checkpoint folder whose weights the stage begins with, instead of random ones.
@@ -22,9 +29,9 @@ def run(stage: str, out: Path, minutes: float, resume: bool = False, start: Path
         raise ValueError(f"stage must be one of {', '.join(STAGES)}, not {stage!r}")
     if not minutes > 0:
         raise ValueError(f"minutes must be above 0, got {minutes}")
-    for needed in {"dit": ("vae", "text"), "decoder": ("vae",), "export": ("vae", "text", "dit")}.get(stage, ()):
-        if not (out / needed / "final").is_dir():
-            raise FileNotFoundError(f"{out / needed / 'final'}: run the stage {needed!r} first")
+    for path in _NEEDS.get(stage, ()):
+        if not (out / path).exists():
+            raise FileNotFoundError(f"{out / path}: run the stage {path.split('/')[0]!r} first")
     if stage == "vae":
         from pysora.training import autoencoder
 
@@ -37,10 +44,10 @@ def run(stage: str, out: Path, minutes: float, resume: bool = False, start: Path
         from pysora.training import reader
 
         return reader.train(out, minutes, resume, start)
-    if stage == "dit":
+    if stage in ("sketch", "dit"):
         from pysora.training import diffusion
 
-        return diffusion.train(out, minutes, resume, start)
+        return (diffusion.sketch if stage == "sketch" else diffusion.train)(out, minutes, resume, start)
     from pysora.training import export
 
     return export.write(out, out / "model")

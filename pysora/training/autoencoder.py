@@ -26,7 +26,7 @@ from pysora.training.precision import autocast
 CONFIG = VAEConfig(
     base_dim=32,
     decoder_base_dim=40,
-    z_dim=48,
+    z_dim=64,
     dim_mult=(1, 2, 2),
     num_res_blocks=1,
     temperal_downsample=(True, True),
@@ -35,8 +35,8 @@ CONFIG = VAEConfig(
     out_channels=48,
     patch_size=4,
     scale_factor_spatial=16,
-    latents_mean=(0.0,) * 48,
-    latents_std=(1.0,) * 48,
+    latents_mean=(0.0,) * 64,
+    latents_std=(1.0,) * 64,
 )
 SIZES: tuple[tuple[Size, int], ...] = (
     ((128, 128, 17), 160),

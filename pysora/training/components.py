@@ -1,8 +1,9 @@
 """The linear components of a clip's blocks: what the autoencoder's latents are held near to.
 
 Latents near them keep the spectrum of pictures: a few large numbers that say what is where, many small ones that say
-how it looks, and distances that are those of the pixels. A transformer learns the large ones first; latents whose
-channels all have unit size, as a KL term alone leaves them, ask for everything at once.
+how it looks. A transformer learns the large ones first; latents whose channels all have unit size, as a KL term alone
+leaves them, ask for everything at once. In one common scale, on the other hand, the smallest would drown in the noise
+that the decoder learns to live with: each component keeps the square root of its size.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ def blocks(video: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Components:
-    """mean: `[N]` of the blocks. basis: `[z, N]`, orthonormal rows, the largest variance first, over one common scale:
-    projections have a mean square of 1 over all of them together."""
+    """mean: `[N]` of the blocks. basis: `[z, N]`, orthogonal rows, the largest variance first.
+
+    A projection's variance is its component's deviation, up to a factor; over all of them the mean square is 1.
+    """
 
     mean: Tensor
     basis: Tensor
@@ -44,8 +47,9 @@ class Components:
             total, mean, second = total + len(rows), mean + rows.sum(0), second + rows.T @ rows
         mean = mean / total
         variance, vectors = torch.linalg.eigh(second / total - mean.outer(mean))
-        scale = variance[-count:].mean().rsqrt()
-        return cls(mean, vectors[:, -count:].flip(1).T.contiguous() * scale)
+        deviation = variance[-count:].flip(0).sqrt()
+        scale = (deviation * deviation.mean()).rsqrt()
+        return cls(mean, vectors[:, -count:].flip(1).T * scale[:, None])
 
     def project(self, video: Tensor) -> Tensor:
         """`[B, 3, F, H, W]` -> `[B, z, T, h, w]` float32."""

@@ -1,7 +1,14 @@
-"""Stage "dit": flow matching on the latents of the drawn world, with known frames trained in from the start."""
+"""Stages "sketch" and "dit": flow matching on latents of the drawn world, with known frames trained in from the start.
+
+The transformer predicts the clean latents, and is judged by the velocity that they imply (Li and He 2025,
+arXiv:2511.13720): a token holds 256 numbers, as many as the transformer is wide, and clean ones lie near few dimensions
+where noise fills them all. "sketch" learns from the linear components that the autoencoder's latents are held near, and
+needs no autoencoder: both can be trained at the same time.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +27,7 @@ from pysora.pipeline import Pipeline
 from pysora.request import Defaults
 from pysora.sampling import SamplerSettings
 from pysora.training.clips import Size
+from pysora.training.components import TIME, Components
 from pysora.training.latents import CaptionBank, LatentPool
 from pysora.training.loop import Run, optimizers
 from pysora.training.precision import autocast
@@ -28,8 +36,8 @@ from pysora.worlds import evaluate, oracle
 CONFIG = DiTConfig(
     num_attention_heads=4,
     attention_head_dim=64,
-    in_channels=48,
-    out_channels=48,
+    in_channels=64,
+    out_channels=64,
     text_dim=256,
     ffn_dim=1024,
     num_layers=8,
@@ -38,14 +46,16 @@ SHIFT = 3.0
 DEFAULTS = Defaults(width=128, height=128, frames=17, fps=8.0, steps=20, guidance=3.0)
 """What the embedded model is evaluated with."""
 TEXT_DROPOUT = 0.1
-KNOWN_SHARE = 0.25
+KNOWN_SHARE = 0.2
 """Share of clips of which some latent frames are given."""
+SMALLEST_LEVEL = 0.1
+"""An error of the clean latents counts as the velocity's: over the noise level, or over this where that is less."""
 POOLS: tuple[tuple[Size, int, float], ...] = (
-    ((128, 128, 17), 8000, 0.60),
-    ((160, 96, 17), 2000, 0.13),
-    ((96, 160, 17), 2000, 0.13),
-    ((128, 128, 33), 1000, 0.07),
-    ((96, 96, 17), 1000, 0.07),
+    ((128, 128, 17), 8000, 0.68),
+    ((160, 96, 17), 2000, 0.10),
+    ((96, 160, 17), 2000, 0.10),
+    ((128, 128, 33), 1000, 0.06),
+    ((96, 96, 17), 1000, 0.06),
 )
 """Size, clips kept, share of the steps."""
 TOKENS_PER_STEP = 64 * 80
@@ -109,16 +119,22 @@ class Auxiliary(nn.Module):
 
 
 class Trainer:
-    """What a step needs: pools, captions, the model and its auxiliary heads."""
+    """What a step needs: pools, captions, the model and its auxiliary heads.
 
-    def __init__(self, folder: Path, rng: np.random.Generator, model: Auxiliary) -> None:
-        self.rng = rng
-        self.vae = load_module(VAE, folder / "vae" / "final", dtype=torch.float32)
-        written = folder / "text" / "final"
-        self.text = TextEncoder.load(written / "text_encoder", written / "tokenizer", dtype=torch.float32)
-        self.model = model
-        self.bank = CaptionBank(self.text, 8, rng)
-        self.pools = [LatentPool(self.vae, size, n, rng) for size, n, _ in POOLS]
+    encode: clips `[B, 3, F, H, W]` to normalised latents. early: share of the training that is mostly images.
+    """
+
+    def __init__(
+        self,
+        text: TextEncoder,
+        encode: Callable[[Tensor], Tensor],
+        rng: np.random.Generator,
+        model: Auxiliary,
+        early: float,
+    ) -> None:
+        self.text, self.rng, self.model, self.early = text, rng, model, early
+        self.bank = CaptionBank(text, 8, rng)
+        self.pools = [LatentPool(encode, size, n, rng) for size, n, _ in POOLS]
         self.shares = [share for _, _, share in POOLS]
 
     def fill(self, clips: int) -> None:
@@ -131,8 +147,8 @@ class Trainer:
         """One batch from one pool; early steps are mostly images, which cost a fifth. returns as `Run.train` wants."""
         pool = self.pools[int(self.rng.choice(len(self.pools), p=self.shares))]
         pool.add(2)
-        image = self.rng.random() < (0.75 if progress < 0.08 else 0.08)
-        T = (pool.size[2] - 1) // self.vae.temporal_factor + 1
+        image = self.rng.random() < (0.75 if progress < self.early else 0.08)
+        T = (pool.size[2] - 1) // TIME + 1
         frames = 1 if image else (int(self.rng.integers(2, T)) if self.rng.random() < 0.1 else T)
         area = (pool.size[0] // 32) * (pool.size[1] // 32)
         count = min(128, TOKENS_PER_STEP // (area * frames))
@@ -145,7 +161,7 @@ class Trainer:
         return loss + 0.05 * helped, {kind: float(loss.detach()), "auxiliary": float(helped.detach())}, count
 
     def flow_loss(self, z: Tensor, levels: Tensor, known: Tensor, attributes: list[worlds.Attributes]) -> Tensor:
-        """Mean squared error of the velocity noise - z on the frames that are not known."""
+        """Mean squared error of the velocity, (x - z) / level, on the frames that are not known."""
         embeds, lengths = self.bank.batch(attributes, self.rng.random(len(z)) < TEXT_DROPOUT)
         noise = torch.randn_like(z)
         t = levels[:, None, :, None, None]
@@ -155,8 +171,8 @@ class Trainer:
             timestep = 1000 * levels.repeat_interleave(h * w, 1)
         with autocast():
             context = self.model.dit.encode_text(embeds, lengths, self.text.text_length)
-            velocity = self.model.dit((1 - t) * z + t * noise, timestep, context)
-        error = (velocity.float() - (noise - z)).square()
+            clean = self.model.dit((1 - t) * z + t * noise, timestep, context)
+        error = ((clean.float() - z) / t.clamp(min=SMALLEST_LEVEL)).square()
         unknown = (~known).float()[:, None, :, None, None].expand_as(error)
         mean: Tensor = (error * unknown).sum() / unknown.sum()
         return mean
@@ -165,13 +181,13 @@ class Trainer:
 def assemble(dit: DiT, vae: VAE, text: TextEncoder) -> Pipeline:
     """The trained parts as the pipeline that users run."""
     conditions = TextConditions(encoder=text)
-    return Pipeline(dit, vae, conditions, SamplerSettings("unipc", SHIFT), DEFAULTS, expand_timesteps=True)
+    return Pipeline(dit, vae, conditions, SamplerSettings("unipc", SHIFT, "clean"), DEFAULTS, expand_timesteps=True)
 
 
-def look(run: Run, trainer: Trainer, count: int = 24) -> None:
+def look(run: Run, trainer: Trainer, vae: VAE, count: int = 24) -> None:
     """Judge a few held-out prompts, write the accuracy to `accuracy.txt` and the clips' frames to `sheet.png`."""
     prompts = evaluate.held_out_prompts(count, seed=run.steps)
-    pipeline = assemble(trainer.model.dit, trainer.vae, trainer.text)
+    pipeline = assemble(trainer.model.dit, vae, trainer.text)
     with run.averaged_weights(), autocast():
         videos = pipeline.generate([text for text, _ in prompts], seed=run.steps)
     assert isinstance(videos, list)
@@ -188,15 +204,60 @@ def look(run: Run, trainer: Trainer, count: int = 24) -> None:
     Image.fromarray(sheet).save(run.folder / "sheet.png")
 
 
+def sketch(folder: Path, minutes: float, resume: bool, start: Path | None = None) -> Path:
+    """Train for `minutes` on the components that the stage "vae" began with; returns the folder of the model.
+
+    The rate does not fall: "dit" goes on from here.
+    """
+    components = Components.load(folder / "vae" / "components.safetensors")
+    run, trainer = _begin(folder, "sketch", minutes, resume, start, components.project, floor=1.0, early=0.25)
+    run.train(lambda _: trainer.step(run.progress))
+    return _finish(run, trainer)
+
+
 def train(folder: Path, minutes: float, resume: bool, start: Path | None = None) -> Path:
-    """Train for `minutes` in all, on the autoencoder and text encoder in `folder`; returns the folder of the model."""
+    """Train for `minutes` in all on the finished autoencoder in `folder`; returns the folder of the model.
+
+    Without `start` it begins with what "sketch" left, where there is that.
+    """
+    vae = load_module(VAE, folder / "vae" / "final", dtype=torch.float32)
+
+    def encode(video: Tensor) -> Tensor:
+        with autocast():
+            return vae.normalize(vae.encode(video, None).float())
+
+    sketched = folder / "sketch" / "final"
+    early = 0.08 if start is None and not sketched.is_dir() else 0.0
+    run, trainer = _begin(folder, "dit", minutes, resume, start, encode, floor=0.02, early=early)
+    run.train(lambda _: trainer.step(run.progress), every=[(600.0, lambda: look(run, trainer, vae))])
+    return _finish(run, trainer)
+
+
+def _begin(
+    folder: Path,
+    stage: str,
+    minutes: float,
+    resume: bool,
+    start: Path | None,
+    encode: Callable[[Tensor], Tensor],
+    floor: float,
+    early: float,
+) -> tuple[Run, Trainer]:
+    """A run from `start`'s weights, else from those of the stage "sketch" where it is over, else from random ones."""
     torch.manual_seed(0)
-    model = Auxiliary(DiT(CONFIG) if start is None else load_module(DiT, start / "transformer", torch.float32).train())
+    sketched = folder / "sketch" / "final"
+    known = sketched if start is None and sketched.is_dir() else start and start / "transformer"
+    model = Auxiliary(DiT(CONFIG) if known is None else load_module(DiT, known, torch.float32).train())
     opts = optimizers(model, lambda n, p: ".blocks." in n and p.ndim == 2, 0.02, 2e-3)
-    run = Run(folder / "dit", model, opts, minutes, resume=resume)
-    trainer = Trainer(folder, np.random.default_rng([2, run.steps]), model)
+    run = Run(folder / stage, model, opts, minutes, resume=resume, floor=floor)
+    written = folder / "text" / "final"
+    text = TextEncoder.load(written / "text_encoder", written / "tokenizer", dtype=torch.float32)
+    trainer = Trainer(text, encode, np.random.default_rng([2, run.steps]), model, early)
     trainer.fill(3000)
-    run.train(lambda _: trainer.step(run.progress), every=[(600.0, lambda: look(run, trainer))])
+    return run, trainer
+
+
+def _finish(run: Run, trainer: Trainer) -> Path:
     with run.averaged_weights():
-        save_module(model.dit, run.folder / "final")
+        save_module(trainer.model.dit, run.folder / "final")
     return run.folder / "final"

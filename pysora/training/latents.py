@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from pysora import worlds
 from pysora.models.text import TextEncoder
-from pysora.models.vae import VAE
 from pysora.training.clips import Sample, Size, draw, to_model
-from pysora.training.precision import autocast
+from pysora.training.components import TIME
 
 
 def occupancy(boxes: np.ndarray, grid: tuple[int, int, int], stride: int) -> Tensor:
@@ -32,10 +33,10 @@ def occupancy(boxes: np.ndarray, grid: tuple[int, int, int], stride: int) -> Ten
 
 
 class LatentPool:
-    """Normalised latents of clips of one size; grows to `limit`, then the oldest are replaced."""
+    """Latents, as `encode` makes them, of clips of one size; grows to `limit`, then the oldest are replaced."""
 
-    def __init__(self, vae: VAE, size: Size, limit: int, rng: np.random.Generator) -> None:
-        self.vae, self.size, self.limit, self.rng, self.next = vae, size, limit, rng, 0
+    def __init__(self, encode: Callable[[Tensor], Tensor], size: Size, limit: int, rng: np.random.Generator) -> None:
+        self.encode, self.size, self.limit, self.rng, self.next = encode, size, limit, rng, 0
         self.latents: Tensor | None = None
         self.attributes: list[worlds.Attributes] = []
         self.occupied: list[Tensor] = []
@@ -46,17 +47,16 @@ class LatentPool:
     @torch.no_grad()
     def add(self, count: int) -> None:
         """Render and encode `count` new clips."""
-        samples = [draw(self.rng, self.size) for _ in range(count)]
-        with autocast():
-            z = self.vae.encode(to_model([s.frames for s in samples]), None)
-        for sample, latent in zip(samples, self.vae.normalize(z.float()), strict=True):
-            self._put(sample, latent)
+        # One at a time: small things that stay would break up the large blocks that many clips need for a moment.
+        for _ in range(count):
+            sample = draw(self.rng, self.size)
+            self._put(sample, self.encode(to_model([sample.frames]))[0])
 
     def _put(self, sample: Sample, latent: Tensor) -> None:
         if self.latents is None:
             self.latents = torch.empty(self.limit, *latent.shape, dtype=torch.float16)
         grid = (latent.shape[1], latent.shape[2] // 2, latent.shape[3] // 2)
-        occupied = occupancy(sample.boxes, grid, self.vae.temporal_factor)
+        occupied = occupancy(sample.boxes, grid, TIME)
         self.latents[self.next] = latent
         if len(self) < self.limit:
             self.attributes.append(sample.attributes)
@@ -81,12 +81,17 @@ class LatentPool:
 
 
 class CaptionBank:
-    """Several captions of every combination that is not held out, embedded once by the frozen encoder."""
+    """Several captions of every combination that is not held out, embedded once by the frozen encoder; every other one
+    names all four attributes."""
 
     def __init__(self, text: TextEncoder, per_combination: int, rng: np.random.Generator) -> None:
         self.rng = rng
         combinations = [a for a in worlds.all_attributes() if not a.held_out]
-        texts = [worlds.captions(a, rng).text for a in combinations for _ in range(per_combination)]
+        texts = [
+            (worlds.full_caption(a, None, rng) if i % 2 else worlds.captions(a, rng)).text
+            for a in combinations
+            for i in range(per_combination)
+        ]
         rows: list[Tensor] = []
         for start in range(0, len(texts), 128):
             embeds, lengths = text.encode(texts[start : start + 128])
