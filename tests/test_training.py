@@ -35,6 +35,12 @@ def test_orthogonalize_evens_the_singular_values(shape: tuple[int, int]) -> None
     assert float((diagonal - torch.diag(values)).abs().max()) < 0.03
 
 
+def test_matrices_of_one_shape_are_made_orthogonal_together() -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(3, 8, 24)
+    torch.testing.assert_close(orthogonalize(matrices), torch.stack([orthogonalize(m) for m in matrices]))
+
+
 def test_muon_fits_a_matrix() -> None:
     torch.manual_seed(0)
     target = torch.linalg.qr(torch.randn(12, 12))[0]

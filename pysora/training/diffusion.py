@@ -58,7 +58,7 @@ POOLS: tuple[tuple[Size, int, float], ...] = (
     ((96, 96, 17), 1000, 0.06),
 )
 """Size, clips kept, share of the steps."""
-TOKENS_PER_STEP = 64 * 80
+TOKENS_PER_STEP = 40 * 80
 
 
 def noise_levels(count: int, frames: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -146,7 +146,7 @@ class Trainer:
     def step(self, progress: float) -> tuple[Tensor, dict[str, float], int]:
         """One batch from one pool; early steps are mostly images, which cost a fifth. returns as `Run.train` wants."""
         pool = self.pools[int(self.rng.choice(len(self.pools), p=self.shares))]
-        pool.add(2)
+        pool.add(1)
         image = self.rng.random() < (0.75 if progress < self.early else 0.08)
         T = (pool.size[2] - 1) // TIME + 1
         frames = 1 if image else (int(self.rng.integers(2, T)) if self.rng.random() < 0.1 else T)
@@ -158,7 +158,7 @@ class Trainer:
         classes = torch.tensor([a.indices[0] for a in attributes])
         helped = self.model.losses(classes, occupied)
         kind = "image" if image else "video"
-        return loss + 0.05 * helped, {kind: float(loss.detach()), "auxiliary": float(helped.detach())}, count
+        return loss + 0.1 * helped, {kind: float(loss.detach()), "auxiliary": float(helped.detach())}, count
 
     def flow_loss(self, z: Tensor, levels: Tensor, known: Tensor, attributes: list[worlds.Attributes]) -> Tensor:
         """Mean squared error of the velocity, (x - z) / level, on the frames that are not known."""
