@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -122,32 +124,23 @@ def _cpu_refuses(
     )
 
 
-def _on_cuda(
-    x: Tensor,
-    table: Tensor | None,
-    index: Tensor | None,
-    gain: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    norm: str,
-) -> Tensor:
-    out = _fake(x, table, index, gain, bias, eps, norm)
-    _cuda.launch("adaln", out, x, table, index, gain, bias, eps, norm == "layer", out)
-    return out
+def _on_gpu(launch: Callable[..., None]) -> Callable[..., Tensor]:
+    """The op by what `launch` launches: the extension's kernel or Triton's."""
 
+    def run(
+        x: Tensor,
+        table: Tensor | None,
+        index: Tensor | None,
+        gain: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        norm: str,
+    ) -> Tensor:
+        out = _fake(x, table, index, gain, bias, eps, norm)
+        launch("adaln", out, x, table, index, gain, bias, eps, norm == "layer", out)
+        return out
 
-def _on_triton(
-    x: Tensor,
-    table: Tensor | None,
-    index: Tensor | None,
-    gain: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    norm: str,
-) -> Tensor:
-    out = _fake(x, table, index, gain, bias, eps, norm)
-    _triton.launch("adaln", out, x, table, index, gain, bias, eps, norm == "layer", out)
-    return out
+    return run
 
 
 def _gpu_refuses(
@@ -166,6 +159,6 @@ def _gpu_refuses(
     return reason or (f"x is {x.shape[-1]} wide, more than 16384" if x.shape[-1] > 16384 else None)
 
 
-adaln.register("cuda", _on_cuda, _gpu_refuses, _cuda.unavailable)
-adaln.register("triton", _on_triton, _gpu_refuses, _triton.unavailable)
+adaln.register("cuda", _on_gpu(_cuda.launch), _gpu_refuses, _cuda.unavailable)
+adaln.register("triton", _on_gpu(_triton.launch), _gpu_refuses, _triton.unavailable)
 adaln.register("cpu", _cpu, _cpu_refuses, _native.unavailable)

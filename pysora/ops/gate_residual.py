@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -60,16 +62,15 @@ def _cpu_refuses(x: Tensor, y: Tensor, gate: Tensor, index: Tensor | None) -> st
     )
 
 
-def _on_cuda(x: Tensor, y: Tensor, gate: Tensor, index: Tensor | None) -> Tensor:
-    out = _fake(x, y, gate, index)
-    _cuda.launch("gate_residual", out, x, y, gate, index, out)
-    return out
+def _on_gpu(launch: Callable[..., None]) -> Callable[..., Tensor]:
+    """The op by what `launch` launches: the extension's kernel or Triton's."""
 
+    def run(x: Tensor, y: Tensor, gate: Tensor, index: Tensor | None) -> Tensor:
+        out = _fake(x, y, gate, index)
+        launch("gate_residual", out, x, y, gate, index, out)
+        return out
 
-def _on_triton(x: Tensor, y: Tensor, gate: Tensor, index: Tensor | None) -> Tensor:
-    out = _fake(x, y, gate, index)
-    _triton.launch("gate_residual", out, x, y, gate, index, out)
-    return out
+    return run
 
 
 def _gpu_refuses(x: Tensor, y: Tensor, gate: Tensor, index: Tensor | None) -> str | None:
@@ -81,6 +82,6 @@ def _gpu_refuses(x: Tensor, y: Tensor, gate: Tensor, index: Tensor | None) -> st
     )
 
 
-gate_residual.register("cuda", _on_cuda, _gpu_refuses, _cuda.unavailable)
-gate_residual.register("triton", _on_triton, _gpu_refuses, _triton.unavailable)
+gate_residual.register("cuda", _on_gpu(_cuda.launch), _gpu_refuses, _cuda.unavailable)
+gate_residual.register("triton", _on_gpu(_triton.launch), _gpu_refuses, _triton.unavailable)
 gate_residual.register("cpu", _cpu, _cpu_refuses, _native.unavailable)

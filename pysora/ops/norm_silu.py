@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -65,16 +67,15 @@ def _cpu_refuses(x: Tensor, gamma: Tensor, silu: bool) -> str | None:
     return reason
 
 
-def _on_cuda(x: Tensor, gamma: Tensor, silu: bool) -> Tensor:
-    out = _fake(x, gamma, silu)
-    _cuda.launch("norm_silu", out, x, gamma, silu, out)
-    return out
+def _on_gpu(launch: Callable[..., None]) -> Callable[..., Tensor]:
+    """The op by what `launch` launches: the extension's kernel or Triton's."""
 
+    def run(x: Tensor, gamma: Tensor, silu: bool) -> Tensor:
+        out = _fake(x, gamma, silu)
+        launch("norm_silu", out, x, gamma, silu, out)
+        return out
 
-def _on_triton(x: Tensor, gamma: Tensor, silu: bool) -> Tensor:
-    out = _fake(x, gamma, silu)
-    _triton.launch("norm_silu", out, x, gamma, silu, out)
-    return out
+    return run
 
 
 def _triton_refuses(x: Tensor, gamma: Tensor, silu: bool) -> str | None:
@@ -92,6 +93,6 @@ def _cuda_refuses(x: Tensor, gamma: Tensor, silu: bool) -> str | None:
     return reason or _triton.too_many(x.numel() // max(1, gamma.shape[0]), "pixels")
 
 
-norm_silu.register("cuda", _on_cuda, _cuda_refuses, _cuda.unavailable)
-norm_silu.register("triton", _on_triton, _triton_refuses, _triton.unavailable)
+norm_silu.register("cuda", _on_gpu(_cuda.launch), _cuda_refuses, _cuda.unavailable)
+norm_silu.register("triton", _on_gpu(_triton.launch), _triton_refuses, _triton.unavailable)
 norm_silu.register("cpu", _cpu, _cpu_refuses, _native.unavailable)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -77,16 +79,15 @@ def _cpu_refuses(x: Tensor, gain: Tensor, cos: Tensor | None, sin: Tensor | None
     )
 
 
-def _on_cuda(x: Tensor, gain: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float) -> Tensor:
-    out = _fake(x, gain, cos, sin, eps)
-    _cuda.launch("qk_norm_rope", out, x, gain, cos, sin, eps, out)
-    return out
+def _on_gpu(launch: Callable[..., None]) -> Callable[..., Tensor]:
+    """The op by what `launch` launches: the extension's kernel or Triton's."""
 
+    def run(x: Tensor, gain: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float) -> Tensor:
+        out = _fake(x, gain, cos, sin, eps)
+        launch("qk_norm_rope", out, x, gain, cos, sin, eps, out)
+        return out
 
-def _on_triton(x: Tensor, gain: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float) -> Tensor:
-    out = _fake(x, gain, cos, sin, eps)
-    _triton.launch("qk_norm_rope", out, x, gain, cos, sin, eps, out)
-    return out
+    return run
 
 
 def _triton_refuses(x: Tensor, gain: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float) -> str | None:
@@ -112,6 +113,6 @@ def _cuda_refuses(x: Tensor, gain: Tensor, cos: Tensor | None, sin: Tensor | Non
     return reason
 
 
-qk_norm_rope.register("cuda", _on_cuda, _cuda_refuses, _cuda.unavailable)
-qk_norm_rope.register("triton", _on_triton, _triton_refuses, _triton.unavailable)
+qk_norm_rope.register("cuda", _on_gpu(_cuda.launch), _cuda_refuses, _cuda.unavailable)
+qk_norm_rope.register("triton", _on_gpu(_triton.launch), _triton_refuses, _triton.unavailable)
 qk_norm_rope.register("cpu", _cpu, _cpu_refuses, _native.unavailable)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -59,16 +59,15 @@ def _cpu_refuses(tokens: Tensor, grid: Sequence[int], patch: Sequence[int]) -> s
     return _native.refuses(_native.NATIVE_DTYPES, tokens=tokens)
 
 
-def _on_cuda(tokens: Tensor, grid: Sequence[int], patch: Sequence[int]) -> Tensor:
-    out = _fake(tokens, grid, patch)
-    _cuda.launch("unpatchify", out, tokens, grid, patch, out)
-    return out
+def _on_gpu(launch: Callable[..., None]) -> Callable[..., Tensor]:
+    """The op by what `launch` launches: the extension's kernel or Triton's."""
 
+    def run(tokens: Tensor, grid: Sequence[int], patch: Sequence[int]) -> Tensor:
+        out = _fake(tokens, grid, patch)
+        launch("unpatchify", out, tokens, grid, patch, out)
+        return out
 
-def _on_triton(tokens: Tensor, grid: Sequence[int], patch: Sequence[int]) -> Tensor:
-    out = _fake(tokens, grid, patch)
-    _triton.launch("unpatchify", out, tokens, grid, patch, out)
-    return out
+    return run
 
 
 def _triton_refuses(tokens: Tensor, grid: Sequence[int], patch: Sequence[int]) -> str | None:
@@ -81,6 +80,6 @@ def _cuda_refuses(tokens: Tensor, grid: Sequence[int], patch: Sequence[int]) -> 
     return reason or _triton.too_many(tokens.numel(), "values")
 
 
-unpatchify.register("cuda", _on_cuda, _cuda_refuses, _cuda.unavailable)
-unpatchify.register("triton", _on_triton, _triton_refuses, _triton.unavailable)
+unpatchify.register("cuda", _on_gpu(_cuda.launch), _cuda_refuses, _cuda.unavailable)
+unpatchify.register("triton", _on_gpu(_triton.launch), _triton_refuses, _triton.unavailable)
 unpatchify.register("cpu", _cpu, _cpu_refuses, _native.unavailable)
