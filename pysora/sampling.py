@@ -1,9 +1,9 @@
 """Samplers for flow models: each is a table of coefficients, computed once in float64.
 
-A flow model predicts the velocity v of x = (1 - sigma) x0 + sigma noise, so x0 = x - sigma v (one that predicts x0
-itself is turned into one in `pysora.prediction`). Every step of every
-sampler here is linear in the sample, the (guided) prediction and what earlier steps kept; `ops.sampler_step` applies
-it. With alpha = 1 - sigma and lambda = log(alpha / sigma), a step from sigma_s to sigma_t has h = lambda_t - lambda_s.
+A flow model predicts the velocity v of x = (1 - sigma) x0 + sigma noise, so x0 = x - sigma v; `pysora.prediction` makes
+v of the output of a model that predicts x0. Every step of every sampler here is linear in the sample, the (guided)
+prediction and what earlier steps kept; `ops.sampler_step` applies it. With alpha = 1 - sigma and
+lambda = log(alpha / sigma), a step from sigma_s to sigma_t has h = lambda_t - lambda_s.
 The noise levels are those of diffusers' schedulers, rounded to fp32 as there, so that trajectories agree.
 """
 
@@ -335,10 +335,10 @@ class SamplerSettings:
         if isinstance(shift, bool) or not isinstance(shift, int | float) or not 0.01 <= shift <= 100:
             refused.append(f"{sampler.shift_key} must be a number from 0.01 to 100, got {shift!r}")
         kind = values.get("prediction_type", "epsilon") if sampler.predictions else PREDICTIONS["velocity"]
-        predicts = next((ours for ours, theirs in PREDICTIONS.items() if theirs == kind), "velocity")
-        if kind not in PREDICTIONS.values():
+        predicts = {theirs: ours for ours, theirs in PREDICTIONS.items()}.get(kind)
+        if predicts is None:
             refused.append(f"prediction_type must be 'flow_prediction' or 'sample', got {kind!r}")
-        if refused:
+        if refused or predicts is None:
             raise ValueError(f"{scheduler}: {'; '.join(refused)}")
         return cls(name, float(shift), predicts)
 

@@ -25,6 +25,15 @@ def test_oracle_proves_itself(through):
     assert proof.holds or through, str(proof)
 
 
+@pytest.mark.xfail(
+    reason="a white skirting board cuts a white subject in two: 98.5 % of 200 clips, not 99; `pysora eval` fails"
+)
+def test_a_white_subject_before_a_white_band_is_seen_whole():
+    told = worlds.Attributes("dog", "white", "room", "still")
+    seen = oracle.judge(worlds.render(told, 796860244).frames)
+    assert seen == oracle.Judgement(told.cls, told.colour, told.setting, told.motion)
+
+
 def test_proof_fails_for_a_network_that_hides_the_subject():
     proof = evaluate.prove(3, seed=1, through=lambda frames: np.full_like(frames, 127))
     assert not proof.holds and proof.truth.all_four == 0.0

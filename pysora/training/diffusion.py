@@ -121,21 +121,19 @@ class Auxiliary(nn.Module):
 class Trainer:
     """What a step needs: pools, captions, the model and its auxiliary heads.
 
-    encode: clips `[B, 3, F, H, W]` to normalised latents. early: share of the training that is mostly images.
+    folder: that of all stages, for the text encoder. encode: clips `[B, 3, F, H, W]` to normalised latents.
+    run: of the model with its heads. early: share of the training that is mostly images.
     """
 
-    def __init__(
-        self,
-        text: TextEncoder,
-        encode: Callable[[Tensor], Tensor],
-        rng: np.random.Generator,
-        model: Auxiliary,
-        early: float,
-    ) -> None:
-        self.text, self.rng, self.model, self.early = text, rng, model, early
-        self.bank = CaptionBank(text, 8, rng)
-        self.pools = [LatentPool(encode, size, n, rng) for size, n, _ in POOLS]
+    def __init__(self, folder: Path, encode: Callable[[Tensor], Tensor], run: Run, early: float) -> None:
+        assert isinstance(run.model, Auxiliary)
+        self.model, self.early, self.rng = run.model, early, np.random.default_rng([2, run.steps])
+        written = folder / "text" / "final"
+        self.text = TextEncoder.load(written / "text_encoder", written / "tokenizer", dtype=torch.float32)
+        self.bank = CaptionBank(self.text, 8, self.rng)
+        self.pools = [LatentPool(encode, size, n, self.rng) for size, n, _ in POOLS]
         self.shares = [share for _, _, share in POOLS]
+        self.fill(3000)
 
     def fill(self, clips: int) -> None:
         """Put the first `clips` clips into the pools, by their shares."""
@@ -210,7 +208,8 @@ def sketch(folder: Path, minutes: float, resume: bool, start: Path | None = None
     The rate does not fall: "dit" goes on from here.
     """
     components = Components.load(folder / "vae" / "components.safetensors")
-    run, trainer = _begin(folder, "sketch", minutes, resume, start, components.project, floor=1.0, early=0.25)
+    run = _run(folder / "sketch", minutes, resume, start and start / "transformer", floor=1.0)
+    trainer = Trainer(folder, components.project, run, early=0.25)
     run.train(lambda _: trainer.step(run.progress))
     return _finish(run, trainer)
 
@@ -227,34 +226,19 @@ def train(folder: Path, minutes: float, resume: bool, start: Path | None = None)
             return vae.normalize(vae.encode(video, None).float())
 
     sketched = folder / "sketch" / "final"
-    early = 0.08 if start is None and not sketched.is_dir() else 0.0
-    run, trainer = _begin(folder, "dit", minutes, resume, start, encode, floor=0.02, early=early)
+    weights = start / "transformer" if start else sketched if sketched.is_dir() else None
+    run = _run(folder / "dit", minutes, resume, weights, floor=0.02)
+    trainer = Trainer(folder, encode, run, early=0.0 if weights else 0.08)
     run.train(lambda _: trainer.step(run.progress), every=[(600.0, lambda: look(run, trainer, vae))])
     return _finish(run, trainer)
 
 
-def _begin(
-    folder: Path,
-    stage: str,
-    minutes: float,
-    resume: bool,
-    start: Path | None,
-    encode: Callable[[Tensor], Tensor],
-    floor: float,
-    early: float,
-) -> tuple[Run, Trainer]:
-    """A run from `start`'s weights, else from those of the stage "sketch" where it is over, else from random ones."""
+def _run(folder: Path, minutes: float, resume: bool, weights: Path | None, floor: float) -> Run:
+    """A run in `folder` of the transformer with its heads, from `weights`, or from random ones."""
     torch.manual_seed(0)
-    sketched = folder / "sketch" / "final"
-    known = sketched if start is None and sketched.is_dir() else start and start / "transformer"
-    model = Auxiliary(DiT(CONFIG) if known is None else load_module(DiT, known, torch.float32).train())
+    model = Auxiliary(DiT(CONFIG) if weights is None else load_module(DiT, weights, torch.float32).train())
     opts = optimizers(model, lambda n, p: ".blocks." in n and p.ndim == 2, 0.02, 2e-3)
-    run = Run(folder / stage, model, opts, minutes, resume=resume, floor=floor)
-    written = folder / "text" / "final"
-    text = TextEncoder.load(written / "text_encoder", written / "tokenizer", dtype=torch.float32)
-    trainer = Trainer(text, encode, np.random.default_rng([2, run.steps]), model, early)
-    trainer.fill(3000)
-    return run, trainer
+    return Run(folder, model, opts, minutes, resume=resume, floor=floor)
 
 
 def _finish(run: Run, trainer: Trainer) -> Path:
