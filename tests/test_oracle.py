@@ -25,9 +25,6 @@ def test_oracle_proves_itself(through):
     assert proof.holds or through, str(proof)
 
 
-@pytest.mark.xfail(
-    reason="a white skirting board cuts a white subject in two: 98.5 % of 200 clips, not 99; `pysora eval` fails"
-)
 def test_a_white_subject_before_a_white_band_is_seen_whole():
     told = worlds.Attributes("dog", "white", "room", "still")
     seen = oracle.judge(worlds.render(told, 796860244).frames)

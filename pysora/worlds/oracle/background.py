@@ -26,10 +26,16 @@ _AGREEMENT = 30.0
 _CONTRAST = 16.0
 #: Smallest subject, as a share of the shorter side's square.
 _SMALLEST = 0.02
-#: Edges of the setting may lie this many pixels from where its example has them.
-_SLACK = 2
+#: Lines of the setting's example are looked for this many pixels to each side.
+_REACH = 3
+#: Edges of the setting may lie this many pixels from where its aligned example has them.
+_SLACK = 1
 #: Gaps in a subject's outline are at most twice this many pixels wide.
 _GAP = 2
+#: A part of the setting with the subject's colour that cuts it is at most twice this many pixels wide.
+_CUT = 4
+#: Colours this near are one (8-bit levels).
+_SAME = 20.0
 #: What is no thicker than twice this many pixels is no part of a subject.
 _THIN = 1
 
@@ -54,7 +60,7 @@ def recognise(frames: Pixels) -> tuple[str, Pixels, float] | None:
     best = int(np.argmin(distance))
     if distance[best] > _FARTHEST:
         return None
-    picture = pictures[best] + tint[best]
+    picture = _aligned(np.median(frames, 0), pictures[best] + tint[best])
     return SETTINGS[best // _EXAMPLES], _fitted(frames, picture), grounds[best]
 
 
@@ -65,6 +71,7 @@ def segment(frames: Pixels, background: Pixels, ground: float) -> Subject:
     smooth = smoothed(frames)
     masks = np.maximum(low - smooth, smooth - high).max(-1) > _CONTRAST
     masks &= ~_shadows(smooth, background, ground, short)
+    masks = _bridged(smooth, masks)
     masks[:, min(round(ground), masks.shape[1]) :] = False
     # A white subject on snow is an outline with gaps: what it would enclose with them closed belongs to it.
     closed = shrunk(grown(masks, _GAP), _GAP)
@@ -79,6 +86,18 @@ def segment(frames: Pixels, background: Pixels, ground: float) -> Subject:
     return Subject(masks, found, boxes)
 
 
+def _bridged(frames: Pixels, masks: Mask) -> Mask:
+    """The masks [F,H,W] with what lies in their gaps and has the colour of their pixels around it.
+
+    A white subject before a white skirting board is two parts otherwise. Neighbours of another colour stay apart.
+    """
+    near, weight = frames * masks[..., None], masks.astype(np.float32)[..., None]
+    for _ in range(_CUT):
+        near, weight = smoothed(near), smoothed(weight)
+    alike: Mask = np.abs(frames - near / np.maximum(weight, 1e-6)).max(-1) < _SAME
+    return masks | (shrunk(grown(masks, _CUT), _CUT) & alike)
+
+
 def _shadows(frames: Pixels, background: Pixels, ground: float, short: int) -> Mask:
     """Pixels near the ground that are the background, evenly darkened."""
     ratio = frames / np.maximum(background, 1)
@@ -88,6 +107,25 @@ def _shadows(frames: Pixels, background: Pixels, ground: float, short: int) -> M
     dark: Mask = even & (level > 0.55) & (level < 1.02) & near[None, :, None]
     # The soft edge of a subject's outline looks like shade too, but it is thin.
     return grown(shrunk(dark, 1), 1) & dark
+
+
+def _aligned(scene: Pixels, picture: Pixels) -> Pixels:
+    """`picture` with each row, then each column, from as far as `_REACH` pixels away where it is most like the scene's.
+
+    The ground's line and the edges of things lie elsewhere than in the example, each by its own distance.
+    """
+    for axis in (0, 1):
+        size = picture.shape[axis]
+        shifted = np.stack(
+            [picture.take(np.clip(np.arange(size) + d, 0, size - 1), axis) for d in range(-_REACH, _REACH + 1)]
+        )
+        distance = np.minimum(np.abs(shifted - scene), _CEILING).mean((2 - axis, 3))
+        # Where nothing is gained a line stays in its place.
+        distance[_REACH] -= 0.5
+        best = np.argmin(distance, 0)
+        lines = np.moveaxis(shifted, axis + 1, 1)[best, np.arange(size)]
+        picture = np.moveaxis(lines, 0, axis)
+    return picture
 
 
 def _fitted(frames: Pixels, picture: Pixels) -> Pixels:
