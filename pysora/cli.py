@@ -145,6 +145,7 @@ def bench(
         ),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of all contenders.", show_default="torch's")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     peer: Annotated[
         list[str] | None,
         typer.Option(help="zentorch, openvino or inductor; may be repeated.", show_default="those installed"),
@@ -169,6 +170,8 @@ def bench(
     pysora bench spacetime_attention --dtype bf16 --tokens 1024 --tokens 8192
 
     pysora bench dit vae --threads 2 --json dit.json
+
+    pysora bench --device cuda
     """
     with _reported():
         from pysora import bench as benchmark
@@ -185,11 +188,11 @@ def bench(
 
             try:
                 # Row by row: what an interrupt comes after is kept.
-                rows.extend(benchmark.run(chosen, size, seconds, peer, announce))
+                rows.extend(benchmark.run(chosen, size, seconds, peer, announce, device))
             finally:
                 status.stop()
                 if rows:
-                    _show(benchmark.Report.of(rows, size), json_file)
+                    _show(benchmark.Report.of(rows, size, device), json_file)
 
 
 @app.command("eval")

@@ -14,13 +14,10 @@ import multiprocessing
 import os
 import pickle
 import re
-import subprocess
 import tempfile
 import traceback
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -28,6 +25,7 @@ import numpy as np
 import torch
 from ptx import GBASE, Kernel
 from ptx.counters import Counters
+from ptx.facts import Facts, read
 from torch import Tensor
 
 from pysora import ops
@@ -271,36 +269,10 @@ def _bytes(memory: Any) -> np.ndarray:
     return np.frombuffer((ctypes.c_uint8 * memory.nbytes()).from_address(memory.data_ptr()), np.uint8)
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What a cubin says of itself."""
-
-    registers: int
-    stack: int
-    instructions: Counter[str]
-
-    def count(self, pattern: str) -> int:
-        return sum(n for name, n in self.instructions.items() if re.match(pattern, name))
-
-
 def facts(cubin: bytes) -> Facts:
-    """Read registers, stack and instructions with the tools that Triton brings. A jump that ptxas writes as a call to
-    the instruction after the next one is counted as BRA."""
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    """What a cubin with one kernel says of itself."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [tool, "-res-usage", "-sass", file.name]
-        sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", sass).groups()  # type: ignore[union-attr]
-    lines = re.findall(
-        r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P[0-9T]+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);", sass, re.MULTILINE
-    )
-    names: Counter[str] = Counter()
-    for address, name, operands in lines:
-        target = re.search(r"0x([0-9a-f]+)", operands)
-        near = name.startswith("CALL") and target is not None and int(target[1], 16) - int(address, 16) == 32
-        names["BRA" if near else name] += 1
-    return Facts(int(registers), int(stack), names)
+        (found,) = read(file.name)
+    return found

@@ -24,7 +24,9 @@ __global__ void __launch_bounds__(kMostThreads) gate_residual_kernel(const __gri
     const std::int64_t y = b * p.y_strides[0] + l * p.y_strides[1];
     const std::int64_t timestep = width ? timestep_row(p.gate, b, l) : 0;
     T* out = static_cast<T*>(p.out) + std::int64_t{row} * D;
-    for (unsigned base = threadIdx.x * P; base - threadIdx.x * P < D; base += kSteps * step) {
+    // The same rounds for all threads, as the compiler can see: it gives shuffles in others a slow path.
+    for (unsigned round = 0; round < D; round += kSteps * step) {
+      const unsigned base = round + threadIdx.x * P;
       float sum[kSteps][P], branch[kSteps][P], gate[kSteps][P];
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {

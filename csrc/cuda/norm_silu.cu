@@ -52,8 +52,7 @@ __global__ void __launch_bounds__(kMostThreads)
 
   float gamma[kSteps][P] = {};
 #pragma unroll
-  for (int i = 0; i < kSteps; ++i)
-    if (i < steps) load(p.gamma, first + i * step, gamma[i]);
+  for (int i = 0; i < kSteps; ++i) load_in_pairs(p.gamma, first + i * step, i < steps, gamma[i]);
 
   for (unsigned start = blockIdx.x * blockDim.y; start < pixels; start += gridDim.x * blockDim.y) {
     const unsigned pixel = start + threadIdx.y;
@@ -143,7 +142,7 @@ bool wide(const NormSiluParams& p, int pack) {
 template <class T, int P>
 void by_channels(const NormSiluParams& p, unsigned runs, float root, cudaStream_t stream) {
   const unsigned pixels = runs * static_cast<unsigned>(p.run);
-  const RowShape shape = row_shape(p.C);
+  const RowShape shape = row_shape(p.C, 2);
   PYSORA_LAUNCH((norm_silu_channels_kernel<T, P>), row_blocks(pixels, shape), dim3(shape.lanes, shape.rows), 0, stream,
                 p, pixels, root);
 }

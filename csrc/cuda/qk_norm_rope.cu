@@ -40,8 +40,7 @@ __global__ void __launch_bounds__(kMostLanes)
 
   float gain[kSteps][P] = {};
 #pragma unroll
-  for (int i = 0; i < kSteps; ++i)
-    if (first + i * step < D) load(p.gain, first + i * step, gain[i]);
+  for (int i = 0; i < kSteps; ++i) load_in_pairs(p.gain, first + i * step, first + i * step < D, gain[i]);
 
   for (unsigned start = blockIdx.x * blockDim.y; start < rows; start += gridDim.x * blockDim.y) {
     const unsigned row = start + threadIdx.y, token = row / heads, b = token / L, l = token % L;
@@ -100,7 +99,7 @@ bool wide(const QkNormRopeParams& p, int pack) {
 void qk_norm_rope(const QkNormRopeParams& p, cudaStream_t stream) {
   const std::int64_t D = p.over_heads ? p.N * p.K : p.K, rows = p.over_heads ? p.B * p.L : p.B * p.L * p.N;
   if (rows == 0 || D == 0) return;
-  const RowShape shape = row_shape(D, p.cos ? 2 : 1);
+  const RowShape shape = row_shape(D, 2);
   const dim3 block(shape.lanes, shape.rows);
   with_type(p.dtype, [&](auto type) {
     using T = decltype(type);

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from pysora.bench import grids, models, peers, tokens
+from pysora.bench import cuda, grids, models, peers, tokens
 from pysora.bench.case import DTYPES, SIZES, Case
-from pysora.bench.ceiling import Ceilings
+from pysora.bench.ceiling import Ceilings, Limits
 from pysora.bench.report import Report, markdown, read, table
 from pysora.bench.rows import OURS, Row, measure
 
@@ -65,30 +65,40 @@ def run(
     seconds: float | None = None,
     compilers: Sequence[str] | None = None,
     on_case: OnCase | None = None,
+    device: str = "cpu",
 ) -> Iterator[Row]:
     """Measure cases one by one and yield their rows.
 
     seconds: for each contender of a case, about; None is the size's own.
-    compilers: peers of `pysora.bench.peers` that become rivals; None takes those that are installed.
+    compilers: peers of `pysora.bench.peers` that become rivals; None takes those that are installed for the device.
+    device: "cpu", "cuda" or "cuda:N". On a GPU the device's own events time each call, with nothing in its L2 cache.
     on_case: called before each case with (number from 0, how many, case).
-    Raises ValueError, before the first row, where a peer is not installed or the time is out of range.
+    Raises ValueError, before the first row, where a peer is not installed, the time is out of range or there is no such
+    device.
     """
+    where = cuda.device_of(device)
     if seconds is not None and not 0 < seconds <= 600:
         raise ValueError(f"seconds must lie between 0 and 600, got {seconds}")
-    names = peers.installed() if compilers is None else list(compilers)
-    peers.check(names)
+    names = peers.installed(where.type) if compilers is None else list(compilers)
+    peers.check(names, where.type)
     budget = SECONDS[size] if seconds is None else seconds
-    return _rows(chosen, size, budget, names, on_case)
+    return _rows(chosen, size, budget, names, on_case, where)
 
 
 def _rows(
-    chosen: Sequence[Case], size: str, seconds: float, names: Sequence[str], on_case: OnCase | None
+    chosen: Sequence[Case], size: str, seconds: float, names: Sequence[str], on_case: OnCase | None, where: torch.device
 ) -> Iterator[Row]:
-    ceilings = Ceilings(1e-5, 1 << 14) if size == "tiny" else Ceilings()
+    tiny, on_gpu = size == "tiny", where.type == "cuda"
+    ceilings: Limits
+    if on_gpu:
+        ceilings = cuda.Ceilings(where, 16, 1 << 10) if tiny else cuda.Ceilings(where)
+    else:
+        ceilings = Ceilings(1e-5, 1 << 14) if tiny else Ceilings()
+    clock = cuda.Clock(where) if on_gpu else None
     for i, case in enumerate(chosen):
         if on_case is not None:
             on_case(i, len(chosen), case)
-        yield from measure(case, ceilings, seconds, names, LEAST_ROUNDS[size])
+        yield from measure(case, ceilings, seconds, names, LEAST_ROUNDS[size], where, clock)
 
 
 @contextlib.contextmanager

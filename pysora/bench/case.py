@@ -14,19 +14,21 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # full: shapes of the public models. quick: of the embedded model. tiny: only to see that everything runs.
 SIZES = ("full", "quick", "tiny")
 ROTATED_BYTES = 1 << 27
+CPU = torch.device("cpu")
 PIPELINE = "diffusers in fp32"  # what whole videos are compared with: near to the truth, not the truth
 SCORED = 64  # rows of a large result that are compared with float64
 
 
 class Draw:
-    """Random normal values in one dtype, always the same ones."""
+    """Random normal values in one dtype on one device, always the same ones; `host` leaves them in the CPU's memory."""
 
-    def __init__(self, dtype: str) -> None:
-        self.dtype = DTYPES[dtype]
+    def __init__(self, dtype: str, device: torch.device) -> None:
+        self.dtype, self.device = DTYPES[dtype], device
         self.generator = torch.Generator().manual_seed(0)
 
-    def __call__(self, *shape: int, fp32: bool = False) -> Tensor:
-        return torch.randn(shape, generator=self.generator).to(torch.float32 if fp32 else self.dtype)
+    def __call__(self, *shape: int, fp32: bool = False, host: bool = False) -> Tensor:
+        values = torch.randn(shape, generator=self.generator).to(torch.float32 if fp32 else self.dtype)
+        return values.to(device="cpu" if host else self.device)
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Case:
     intensity: operations for each byte that must move at least, about; None where that is not known.
     draw: makes the arguments that everyone below takes: the op's own, or models and their inputs.
     ours, rivals: the functions that are timed. The first rival is the baseline, which torch.compile and the like get.
+    on_cuda: more rivals, on a CUDA device alone.
     exact: the truth, from the arguments in float64, about what `part` picks of a result; None where there is none.
     against: what `exact` is.
     unlike: the rivals that compute other values, which are no measure of accuracy.
@@ -53,6 +56,7 @@ class Case:
     draw: Callable[[Draw], tuple[Any, ...]]
     ours: Callable[..., Any]
     rivals: Mapping[str, Callable[..., Any]]
+    on_cuda: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     unit: str | None = None
     amount: float = 0.0
     intensity: float | None = None
@@ -69,9 +73,9 @@ class Case:
         """Which of the ceilings limits it."""
         return {None: None, "GB/s": "memory"}.get(self.unit, self.dtype)
 
-    def sets(self) -> list[tuple[Any, ...]]:
-        """The sets of arguments to rotate through."""
-        draw = Draw(self.dtype)
+    def sets(self, device: torch.device = CPU) -> list[tuple[Any, ...]]:
+        """The sets of arguments to rotate through, on a device."""
+        draw = Draw(self.dtype, device)
         first = self.draw(draw)
         if not self.rotates:
             return [first]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,8 +21,15 @@ TRIAD_VALUES = 1 << 24  # 64 MiB an array: three of them exceed the caches
 class Loop:
     """A loop at the machine's limit: `work` floating-point operations, or bytes, a call."""
 
-    call: Callable[[], float]
+    call: Callable[[], object]
     work: float
+
+
+class Limits(Protocol):
+    """A device's loops."""
+
+    def loop(self, kind: str) -> Loop | None:
+        """The loop of one of `KINDS`, or None where there is none."""
 
 
 class Ceilings:

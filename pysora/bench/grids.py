@@ -177,7 +177,7 @@ def sampler_step(dtype: str, size: str, tokens: Sequence[int]) -> list[Case]:
 
     def draw_all(draw: Draw) -> tuple[Any, ...]:
         state = [draw(*shape, fp32=True) for _ in range(4)]
-        return state[0], draw(*shape), draw(*shape), state[1:], draw(3, 5, fp32=True), 5.0
+        return state[0], draw(*shape), draw(*shape), state[1:], draw(3, 5, fp32=True, host=True), 5.0
 
     rivals: dict[str, Callable[..., Any]] = {"torch": plain}
     if has_diffusers():
@@ -207,9 +207,9 @@ def noise(dtype: str, size: str, tokens: Sequence[int]) -> list[Case]:
         "noise",
         "x".join(map(str, shape)),
         "fp32",
-        draw=lambda draw: (shape, 1),
+        draw=lambda draw: (shape, 1, 0, (0, 0, 0), draw.device),
         ours=ops.noise,
-        rivals={"torch": lambda shape, seed: torch.randn(shape)},
+        rivals={"torch": lambda shape, seed, sample, origin, device: torch.randn(shape, device=device)},
         unit="GB/s",
         amount=4 * math.prod(shape),
         exact=ops.noise.reference,

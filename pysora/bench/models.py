@@ -48,10 +48,17 @@ def dit(dtype: str, size: str, tokens: Sequence[int]) -> list[Case]:
         t, h, w = token_grid(L)
 
         def draw(draw: Draw) -> tuple[Any, ...]:
-            mine, theirs = both(DiT(config), dtype, "WanTransformer3DModel")
+            mine, theirs = both(DiT(config), dtype, "WanTransformer3DModel", draw.device)
             text = draw(1, M, config.text_dim)
             latents = draw(1, config.in_channels, t, 2 * h, 2 * w)
-            return mine, theirs, mine.encode_text(text, [M], M), latents, torch.tensor([500.0]), text
+            return (
+                mine,
+                theirs,
+                mine.encode_text(text, [M], M),
+                latents,
+                torch.tensor([500.0]).to(device=draw.device),
+                text,
+            )
 
         def exact(mine: DiT, theirs: Any, context: Any, latents: Tensor, time: Tensor, text: Tensor) -> Tensor:
             wide = copy.deepcopy(mine).double()
@@ -81,7 +88,7 @@ def vae(dtype: str, size: str, tokens: Sequence[int]) -> list[Case]:
     T, H, W = {"full": (2, 16, 16), "quick": (1, 8, 8), "tiny": (2, 2, 2)}[size]
 
     def draw(draw: Draw) -> tuple[Any, ...]:
-        return *both(VAE(config), dtype, "AutoencoderKLWan"), draw(1, config.z_dim, T, H, W)
+        return *both(VAE(config), dtype, "AutoencoderKLWan", draw.device), draw(1, config.z_dim, T, H, W)
 
     def exact(mine: VAE, theirs: Any, latents: Tensor) -> Tensor:
         return copy.deepcopy(mine).double().decode(latents)
@@ -115,8 +122,9 @@ def generate(dtype: str, size: str, tokens: Sequence[int]) -> list[Case]:
     settings: dict[str, Any] = {"guidance": 3.0, "steps": steps}
 
     def draw(draw: Draw) -> tuple[Any, ...]:
-        mine = loading.load(folder, dtype=DTYPES[dtype])
-        theirs = {kind: wan_pipeline(folder, DTYPES[kind]) for kind in {dtype, "fp32"}} if has_diffusers() else {}
+        mine = loading.load(folder, dtype=DTYPES[dtype], device=draw.device)
+        kinds = {dtype, "fp32"} if has_diffusers() else set[str]()
+        theirs = {kind: wan_pipeline(folder, DTYPES[kind]).to(draw.device) for kind in kinds}
         C, factor = mine.vae.config.z_dim, mine.vae.spatial_factor
         shape = 1, C, (frames - 1) // mine.vae.temporal_factor + 1, pixels // factor, pixels // factor
         return mine, theirs, draw(*shape, fp32=True), itertools.count(), itertools.count()
@@ -176,16 +184,16 @@ def token_grid(tokens: int) -> tuple[int, int, int]:
     raise ValueError(f"tokens must be a multiple of 4, and at least 16, got {tokens}")
 
 
-def both(module: nn.Module, dtype: str, name: str) -> tuple[Any, Any]:
+def both(module: nn.Module, dtype: str, name: str, device: torch.device) -> tuple[Any, Any]:
     """(pysora's, diffusers' or None) model with the weights of `module`, each through its own loader."""
     with tempfile.TemporaryDirectory(prefix="pysora-bench-") as folder:
         save_module(module, folder)
-        mine = load_module(type(module), folder, DTYPES[dtype], "cpu")
+        mine = load_module(type(module), folder, DTYPES[dtype], device)
         if not has_diffusers():
             return mine, None
         import diffusers as library
 
-        return mine, getattr(library, name).from_pretrained(folder, dtype=DTYPES[dtype]).eval()
+        return mine, getattr(library, name).from_pretrained(folder, dtype=DTYPES[dtype]).to(device).eval()
 
 
 def wan_pipeline(folder: Path, dtype: torch.dtype) -> Any:

@@ -75,15 +75,19 @@ PEERS: dict[str, Callable[[Function, Sets, str], Call]] = {
 }
 
 
-def installed() -> list[str]:
+def installed(device: str = "cpu") -> list[str]:
     """The peers that are installed and need nothing but to be called; inductor, which compiles C++, is asked for."""
+    if device != "cpu":
+        return []
     return [name for name in ("zentorch", "openvino") if importlib.util.find_spec(name) is not None]
 
 
-def check(names: Sequence[str]) -> None:
-    """Raise ValueError where a peer is unknown or not installed."""
+def check(names: Sequence[str], device: str = "cpu") -> None:
+    """Raise ValueError where a peer is unknown, not installed, or not made for the device."""
     for name in names:
         if name not in PEERS:
             raise ValueError(f"peers must be among {', '.join(PEERS)}, got {name}")
+        if name != "inductor" and device != "cpu":
+            raise ValueError(f"{name} runs on the CPU alone, got device {device}")
         if name != "inductor" and importlib.util.find_spec(name) is None:
             raise ValueError(f"{name} is not installed here; benchmarks/peers/run.py makes an environment for it")

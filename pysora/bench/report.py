@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 
 from pysora import __version__, info
@@ -31,10 +32,12 @@ class Report:
     rows: list[Row]
 
     @classmethod
-    def of(cls, rows: Sequence[Row], size: str) -> Report:
+    def of(cls, rows: Sequence[Row], size: str, device: str = "cpu") -> Report:
         """The rows with what is true here and now."""
         facts = info.gather()
         machine = {key: facts[key] for key in ("processor", "cores", "threads", "instruction_set")}
+        if device != "cpu":
+            machine["device"] = torch.cuda.get_device_name(device)
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         found = {d.metadata["Name"].lower(): d.version for d in metadata.distributions() if d.metadata["Name"]}
         versions = {"pysora": __version__, **{name: found[name] for name in LIBRARIES if name in found}}
@@ -83,6 +86,7 @@ def markdown(reports: Sequence[Report]) -> str:
         m = report.machine
         versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
         parts.append(
+            f"{m['device'] + ', beside ' if 'device' in m else ''}"
             f"{m['processor']}, {m['threads']} of {m['cores']} cores, {m['instruction_set']}; "
             f"{report.date[:10]}; {versions}. Medians; quartiles over the rounds in brackets.\n"
         )

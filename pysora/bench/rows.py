@@ -12,9 +12,9 @@ import torch
 
 from pysora import ops
 from pysora.bench import peers
-from pysora.bench.case import DTYPES, PIPELINE, Case, error, map_tensors
-from pysora.bench.ceiling import Ceilings
-from pysora.bench.timing import Spread, interleave
+from pysora.bench.case import CPU, DTYPES, PIPELINE, Case, error, map_tensors
+from pysora.bench.ceiling import Limits
+from pysora.bench.timing import Clock, HostClock, Spread, interleave
 
 OURS = "pysora"
 LOOP = "ceiling"
@@ -61,26 +61,35 @@ class _First:
 
 @torch.no_grad()
 def measure(
-    case: Case, ceilings: Ceilings, seconds: float, compilers: Sequence[str] = (), least_rounds: int = 5
+    case: Case,
+    ceilings: Limits,
+    seconds: float,
+    compilers: Sequence[str] = (),
+    least_rounds: int = 5,
+    device: torch.device = CPU,
+    clock: Clock | None = None,
 ) -> list[Row]:
     """Rows of pysora, of the case's own rivals, and of the peers named in `compilers`.
 
-    seconds: for each contender, about. A case that takes longer gets `least_rounds`.
+    ceilings: the device's. seconds: for each contender, about. A case that takes longer gets `least_rounds`.
+    clock: the device's; None is the host's.
     Raises ArithmeticError where pysora is wrong: it is then not worth a time.
     """
-    sets = case.sets()
+    clock = clock or HostClock()
+    sets = case.sets(device)
+    functions = {OURS: case.ours, **case.rivals, **(case.on_cuda if device.type == "cuda" else {})}
     calls: dict[str, Callable[[int], Any]] = {
-        name: functools.partial(_call, function, sets) for name, function in {OURS: case.ours, **case.rivals}.items()
+        name: functools.partial(_call, function, sets) for name, function in functions.items()
     }
     baseline = next(iter(case.rivals.values()), None)
     if baseline is not None and case.compiles:
         for name in compilers:
             calls[name] = _Compiled(name, baseline, sets, case.dtype)
-    firsts = _first_calls(case, calls, sets[0])
+    firsts = _first_calls(case, calls, sets[0], clock)
     _check(case, firsts)
     loop = ceilings.loop(case.ceiling) if case.ceiling else None
     timed = calls if loop is None else {**calls, LOOP: lambda _: loop.call()}
-    times = interleave(timed, seconds * len(calls), least_rounds)
+    times = interleave(timed, seconds * len(calls), least_rounds, clock)
     loop_rates = [loop.work / t / 1e9 for t in times[LOOP]] if loop is not None else None
     backend = ops.explain(case.op, *sets[0]).backend if case.op in ops.OPS else None
     return [
@@ -106,7 +115,9 @@ class _Compiled:
         return self.made(i)
 
 
-def _first_calls(case: Case, calls: dict[str, Callable[[int], Any]], args: tuple[Any, ...]) -> dict[str, _First]:
+def _first_calls(
+    case: Case, calls: dict[str, Callable[[int], Any]], args: tuple[Any, ...], clock: Clock
+) -> dict[str, _First]:
     exact = None
     if case.exact is not None:
         exact = case.exact(*map_tensors(args, lambda t: t.double()))
@@ -114,6 +125,7 @@ def _first_calls(case: Case, calls: dict[str, Callable[[int], Any]], args: tuple
     for name, call in calls.items():
         start = time.perf_counter()
         result = call(0)
+        clock.wait()
         milliseconds = 1e3 * (time.perf_counter() - start)
         comparable = exact is not None and name not in case.unlike
         firsts[name] = _First(error(case.part(result), exact) if comparable else None, milliseconds)

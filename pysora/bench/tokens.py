@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pysora import ops
 from pysora.bench.case import SCORED, Case, item
@@ -111,6 +112,10 @@ def spacetime_attention(dtype: str, size: str, tokens: Sequence[int]) -> list[Ca
             q, k, v = (t.transpose(1, 2) for t in (q, k, v))
             return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
+        def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+                return plain(q, k, v)
+
         def exact(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             out: Tensor = ops.spacetime_attention.reference(q[:, :SCORED], k, v)
             return out
@@ -122,6 +127,7 @@ def spacetime_attention(dtype: str, size: str, tokens: Sequence[int]) -> list[Ca
             draw=lambda draw: tuple(draw(1, L, N, K) for _ in range(3)),
             ours=ops.spacetime_attention,
             rivals={"torch": plain},
+            on_cuda={"FlashAttention": flash} if dtype == "bf16" else {},
             unit="GFLOP/s",
             amount=4 * L * L * N * K,
             intensity=L / item(dtype),

@@ -44,8 +44,8 @@ CONFIG = DiTConfig(
 )
 SHIFT = 8.0
 """Towards noise, in training and sampling. The largest components stand far above the others and are seen through noise
-that hides the rest: with the caption of another clip the error grows mostly above level 0.9, where a shift of 3 spends a
-seventh of the steps, and this one 45 %."""
+that hides the rest: with the caption of another clip the error grows mostly above level 0.9. There a shift of 3 spends
+a seventh of the steps, and this one 45 %."""
 DEFAULTS = Defaults(width=128, height=128, frames=17, fps=8.0, steps=20, guidance=3.0)
 """What the embedded model is evaluated with."""
 TEXT_DROPOUT = 0.1

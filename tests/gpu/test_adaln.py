@@ -93,6 +93,16 @@ def test_a_large_mean_costs_no_digits():
     check(launch(x)[0], ops.adaln.reference, (x,))
 
 
+def test_rounded_once():
+    """Where the shift takes away most of a value, what was rounded before it would show."""
+    x, table = torch.randn(1, 8, 1000).bfloat16(), torch.full((1, 2, 1000), 3.0)
+    table[:, 0] = -4.0 * ops.adaln.reference(x)[:, 3].float()
+    exact = ops.adaln.reference(x.double(), table.double())
+    error = (launch(x, table)[0].double() - exact).abs()
+    half_a_place = 2 ** (exact.abs().log2().floor() - 8)
+    assert (error <= half_a_place + 1e-5).all()
+
+
 def rows_of_six(table: Tensor) -> Tensor:
     """Return the same values as two of the six rows that a block's modulation has; the others are NaN."""
     whole = torch.full((table.shape[0], 6, table.shape[2]), torch.nan, dtype=table.dtype)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from close import assert_close, to
-from gpu.test_extension import EVERY_CALL, ON_HOST, as_list
+from gpu.launches import ON_HOST
+from gpu.test_extension import EVERY_CALL, as_list
 from torch import Tensor
 from torch.utils._pytree import tree_map
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from close import assert_close, to
 from gpu.fake_gpu import STREAM
+from gpu.launches import ON_HOST
 from torch import Tensor
 
 from pysora import ops
@@ -60,7 +61,6 @@ def calls() -> dict[str, list[tuple[Any, ...]]]:
 
 
 CALLS = calls()
-ON_HOST = {"sampler_step": "coefficients"}  # what is read while launching
 EVERY_CALL = pytest.mark.parametrize(
     ("name", "args"), [pytest.param(n, a, id=f"{n}-{i}") for n, made in CALLS.items() for i, a in enumerate(made)]
 )

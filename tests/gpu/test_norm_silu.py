@@ -138,14 +138,18 @@ def test_special_values(layout):
     check(out.flatten(2)[..., keep], lambda x, gamma: plain(x, gamma).flatten(2)[..., keep], (x, gamma))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
-def test_one_pass_over_memory(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "of_gamma"),
+    [(torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32), (torch.float32, torch.float32)],
+    ids=["bf16", "bf16, gamma fp32", "fp32"],
+)
+def test_one_pass_over_memory(dtype, of_gamma):
     """Aligned: the bytes of x and out, and gamma once for each warp, at least 95 % of them 128 bits wide."""
-    x, gamma = torch.randn(1, 96, 1, 16, 16).to(dtype), torch.randn(96).to(dtype)
+    x, gamma = torch.randn(1, 96, 1, 16, 16).to(dtype), torch.randn(96).to(of_gamma)
     values, warps = x.numel() * dtype.itemsize, 256 // 4
     _, counts = launch(channels_last(x), gamma)
     assert counts.bytes("st") == values
-    assert counts.bytes("ld") == values + warps * 96 * dtype.itemsize
+    assert counts.bytes("ld") == values + warps * 96 * of_gamma.itemsize
     assert counts.wide_share() == 1 and counts.coalescing() <= 1.05 and counts.conflicts() == 1
     _, counts = launch(x, gamma)
     assert counts.bytes("st") == values

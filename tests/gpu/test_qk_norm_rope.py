@@ -147,10 +147,11 @@ def test_special_values():
 def test_one_pass_over_memory():
     """Aligned, as in a model: the bytes of x, out, gain and angles that three warps a token need, all 128 bits wide."""
     B, L, N, K = 1, 6, 12, 128
-    for dtype in (torch.bfloat16, torch.float32):
-        x, gain = torch.randn(B, L, N, K).to(dtype), torch.randn(N * K).to(dtype)
+    bf16, fp32 = torch.bfloat16, torch.float32
+    for dtype, of_gain in ((bf16, bf16), (bf16, fp32), (fp32, fp32)):
+        x, gain = torch.randn(B, L, N, K).to(dtype), torch.randn(N * K).to(of_gain)
         _, counts = launch(x, gain, *angles(L, K))
         values, whole_tables = N * K * dtype.itemsize, 2 * (K // 2) * 4
         assert counts.bytes("st") == L * values
-        assert counts.bytes("ld") == L * (2 * values + 3 * whole_tables)
+        assert counts.bytes("ld") == L * (values + N * K * of_gain.itemsize + 3 * whole_tables)
         assert counts.wide_share() == 1 and counts.coalescing() == 1 and counts.conflicts() == 1

@@ -62,6 +62,7 @@ ADALN = {
         *(R(64), None, 1e-6, "layer"),
     ),
     "one": lambda: (R(1, 1, 1), R(1, 2, 1)),
+    "several tiles of a program": lambda: (R(1, 9, 1000).to(BF16), R(1, 2, 1000)),
     "a large mean": lambda: (R(1, 3, 96) + 1000, None),
 }
 
@@ -75,10 +76,11 @@ def test_adaln(one_card, case):
 GATE_RESIDUAL = {
     "a row for each sample": lambda: (R(2, 13, 200).to(BF16), R(2, 13, 200).to(BF16), R(2, 200)),
     "index and views": lambda: (
-        *(one_part_of_three(2, 6, 63, dtype=F16), one_part_of_three(2, 6, 63, dtype=F32), part(R(3, 63), 0)),
+        *(one_part_of_three(2, 6, 63, dtype=F16), R(6, 2, 63).transpose(0, 1), part(R(3, 63), 0)),
         int32(0, 2, 1, 1, 0, 2),
     ),
     "one": lambda: (R(1, 1, 1), R(1, 1, 1), R(1, 1)),
+    "several parts of a row": lambda: (R(1, 3, 1000), R(1, 3, 1000), R(1, 1000)),
 }
 
 
@@ -102,6 +104,8 @@ QK_NORM_ROPE = {
     "all heads together": lambda: (R(2, 11, 3, 20).to(BF16), R(60), R(11, 10), R(11, 10)),
     "each head, no positions": lambda: (R(1, 7, 2, 63).to(F16), R(63).to(BF16)),
     "views": lambda: (one_part_of_three(2, 5, 4, 32, dtype=F32), R(32), part(R(5, 16), 0), part(R(5, 16), 1), 1e-5),
+    "part of each head, of some tokens": lambda: (part(R(2, 5, 2, 48), 1)[..., :20], R(40), R(5, 10), R(5, 10)),
+    "several tiles of a program": lambda: (R(1, 9, 8, 128).to(BF16), R(1024), R(9, 64), R(9, 64)),
     "one": lambda: (R(1, 1, 1, 2), R(2), R(1, 1), R(1, 1)),
 }
 
@@ -115,6 +119,7 @@ def test_qk_norm_rope(one_card, case):
 NORM_SILU = {
     "channels last": lambda: (R(2, 63, 2, 3, 5).to(BF16).contiguous(memory_format=torch.channels_last_3d), R(63)),
     "pixels side by side": lambda: (R(1, 5, 7, 29), R(5).to(BF16), False),
+    "some channels": lambda: (R(1, 48, 2, 3, 5).contiguous(memory_format=torch.channels_last_3d)[:, :24], R(24)),
     "some frames of a video": lambda: (part(R(2, 24, 2, 3, 5).to(F16), 2), R(24)),
     "one": lambda: (R(1, 1, 1, 1), R(1)),
     "zeros": lambda: (torch.zeros(1, 16, 2, 2), R(16)),
@@ -136,6 +141,7 @@ def test_norm_silu_hides_no_nan(one_card):
 UNPATCHIFY = {
     "bf16": lambda: (R(2, 24, 2 * 2 * 5).to(BF16), [2, 3, 4], [1, 2, 2]),
     "odd patch, transposed": lambda: (R(42, 15, 1).permute(2, 1, 0), [3, 1, 5], [1, 3, 2]),
+    "several frames of a patch, many channels": lambda: (R(1, 2 * 2 * 3, 2 * 1 * 2 * 70), [2, 2, 3], [2, 1, 2]),
     "one": lambda: (R(1, 1, 1).to(F16), [1, 1, 1], [1, 1, 1]),
 }
 
@@ -151,7 +157,8 @@ PATCH_EMBED = {
     "fp16, many channels, transposed": lambda: (
         *(R(10, 4, 2, 40, 1).to(F16).permute(4, 3, 2, 1, 0), R(200, 40, 2, 1, 1).to(F16)),
     ),
-    "fp32": lambda: (R(1, 3, 2, 2, 6), R(9, 3, 2, 1, 2), part(R(9), 0)),
+    "many lines, two wide": lambda: (R(1, 40, 1, 4, 6).to(BF16), R(16, 40, 1, 2, 2).to(BF16)),
+    "fp32": lambda: (R(1, 3, 4, 2, 6), R(9, 3, 2, 1, 2), part(R(9), 0)),
     "one": lambda: (R(1, 1, 1, 1, 1), R(1, 1, 1, 1, 1)),
 }
 

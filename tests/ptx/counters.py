@@ -84,9 +84,10 @@ class Counters:
         return sum(a.bytes for a in self.accesses.values() if a.space == "global" and store in (None, a.store))
 
     def wide_share(self) -> float:
-        """Return the share of the global bytes that moved by 128-bit accesses."""
-        wide = sum(a.bytes for a in self.accesses.values() if a.space == "global" and a.size == 16)
-        return wide / total if (total := self.global_bytes()) else 1.0
+        """Return the share of the global bytes that moved by 128-bit accesses; lanes with one address count once."""
+        moved = [(a.ideal, a.size == 16) for a in self.accesses.values() if a.space == "global"]
+        total = sum(sectors for sectors, _ in moved)
+        return sum(sectors for sectors, wide in moved if wide) / total if total else 1.0
 
 
 def _distinct(values: Array, active: Array) -> Array:

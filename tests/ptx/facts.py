@@ -112,6 +112,16 @@ def _dump(option: str, path: str | Path) -> str:
     return subprocess.run([tool, option, str(path)], capture_output=True, text=True, check=True).stdout
 
 
+INSTRUCTION = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P[0-9T]+\s+)?([A-Z][A-Z0-9_.]*)([^;]*)")
+
+
+def _opcode(address: str, name: str, operands: str) -> str:
+    """The opcode of a line of SASS: a jump that ptxas writes as a call of the instruction after the next is BRA."""
+    target = re.search(r"0x([0-9a-f]+)", operands)
+    near = name.startswith("CALL") and target is not None and int(target[1], 16) - int(address, 16) == 32
+    return "BRA" if near else name
+
+
 def read(path: str | Path) -> list[Facts]:
     """Return the facts of every kernel and architecture in a cubin, or in a library that holds cubins."""
     found: dict[tuple[str, str], Facts] = {}
@@ -122,8 +132,8 @@ def read(path: str | Path) -> list[Facts]:
             arch = m[1] or m[2]
         elif m := re.search(r"Function : (\S+)", line):
             facts = found.setdefault((arch, m[1]), Facts(readable(m[1]), arch, 0, 0, 0, 0))
-        elif m := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[0-9T]+\s+)?([A-Z][A-Z0-9_.]*)", line):
-            facts.sass[m[1]] += 1
+        elif m := INSTRUCTION.match(line):
+            facts.sass[_opcode(*m.groups())] += 1
     arch = next((a for a, _ in found), "")
     name = ""
     for line in _dump("-res-usage", path).splitlines():

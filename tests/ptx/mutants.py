@@ -10,12 +10,16 @@ that must fail. Every mutant runs in a process of its own, so that nothing of th
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
@@ -76,14 +80,31 @@ class _FirstFailure:
         return report
 
 
+def _import_instead(mutant: Mutant) -> None:
+    """Import a mutated Triton kernel in the place of the installed one; Triton reads its source from the file."""
+    path = Path(tempfile.mkdtemp(prefix="mutant-")) / Path(mutant.file).name
+    path.write_text(mutant.text())
+    name = f"pysora.kernels.{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+
+
 def _run_here(mutant: Mutant) -> Verdict:
     """Run a mutant's check in this process, which is of no use afterwards."""
-    compiler.REPLACED[mutant.file] = mutant.text()
     seen = _FirstFailure()
+    triton = mutant.file.startswith("kernels/")
+    if triton:
+        _import_instead(mutant)
+    else:
+        compiler.REPLACED[mutant.file] = mutant.text()
     options = ["-x", "-q", "--no-header", "--no-summary", "-p", "no:cacheprovider", "--import-mode=importlib"]
     options += [f"--rootdir={ROOT}", f"-c={ROOT / 'pyproject.toml'}"]
+    options += ["-k", "not interpreter"] if triton else []  # that runs the installed kernel, in a process of its own
     code = pytest.main([*options, str(ROOT / mutant.check)], [seen])
-    if "nvcc cannot compile" in seen.reason:
+    if re.search("nvcc cannot compile|CompilationError", seen.reason):
         raise RuntimeError(f"it does not compile: {seen.reason}")
     if not seen.test and code != pytest.ExitCode.OK:
         raise RuntimeError(f"the check {mutant.check} cannot run: {code!r}")
@@ -93,6 +114,7 @@ def _run_here(mutant: Mutant) -> Verdict:
 def _in_children(mutants: Sequence[Mutant]) -> Iterator[Verdict]:
     """Judge each mutant in a child of this process, some at a time; what all of them import is imported here, once."""
     importlib.import_module("pysora.ops")
+    importlib.import_module("pysora.kernels")
     waiting, running = list(mutants), dict[int, tuple[Mutant, Any]]()
     while waiting or running:
         while waiting and len(running) < WORKERS:
