@@ -182,8 +182,18 @@ def hidden(*shape: int) -> Tensor:
 
 ATTENTION = {
     "head 64": lambda: qkv(1, 200, 130, 2, 64, BF16),
-    "head 128, views": lambda: [one_part_of_three(2, L, 1, 128, dtype=F16) for L in (63, 70, 70)],
-    "odd head, scale, bias": lambda: [*qkv(2, 13, 71, 3, 20, BF16), 0.4, hidden(2, 71), None, None, True],
+    "head 128, views": lambda: [
+        *(one_part_of_three(2, L, 1, 128, dtype=F16) for L in (63, 70)),
+        R(2, 70, 1, 128).half(),
+    ],
+    "odd head, views, scale, bias": lambda: [
+        *(one_part_of_three(2, L, 3, 20, dtype=BF16) for L in (13, 71, 71)),
+        *(0.4, hidden(2, 71), None, None, True),
+    ],
+    "scores that fall by hundreds": lambda: [
+        *(torch.full((1, 3, 1, 64), 4.0).half(), torch.cat([R(1, 64, 1, 64) + 4, R(1, 70, 1, 64) - 4], 1).half()),
+        R(1, 134, 1, 64).half(),
+    ],
     "one": lambda: [*qkv(1, 1, 1, 1, 1, F16), None, None, None, None, True],
 }
 
