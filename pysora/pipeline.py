@@ -251,10 +251,13 @@ class Pipeline:
         predict = Predictor(self.dit, schedule, request, guided, *texts, per_token=per_token, predicts=predicts)
         guidance, steps = request.guidance, len(schedule)
         history: list[Tensor] = []
+        finite: list[Tensor] = []
         for i in range(steps):
             velocity, unguided = predict(i, x)
             x, history = schedule.advance(i, x, velocity, history, prediction_uncond=unguided, guidance=guidance)
-            _check_finite(x, f"step {i + 1} of {steps}: the latents are", self.dtype)
+            finite.append(torch.isfinite(x).all())
+            if x.device.type == "cpu" or i + 1 == steps:  # on a GPU each look would wait for it
+                _check_steps(finite, steps, self.dtype)
             if on_step is not None and on_step(i + 1, steps, x) is False:
                 raise Cancelled(i + 1, steps, x)
         return x, predict.accounts(x)
@@ -297,7 +300,18 @@ def _embeddings(given: Tensor | Sequence[Tensor]) -> list[list[Tensor]]:
     return rows
 
 
+def _check_steps(finite: Sequence[Tensor], steps: int, dtype: torch.dtype) -> None:
+    """Whether each step so far left finite latents."""
+    good = torch.stack(list(finite)).tolist()
+    if not all(good):
+        raise _not_finite(f"step {good.index(False) + 1} of {steps}: the latents are", dtype)
+
+
 def _check_finite(x: Tensor, what: str, dtype: torch.dtype) -> None:
     if not bool(torch.isfinite(x).all()):
-        name = str(dtype).removeprefix("torch.")
-        raise NonFiniteError(f"{what} not finite (NaN or infinity), computed in {name}; nothing was written")
+        raise _not_finite(what, dtype)
+
+
+def _not_finite(what: str, dtype: torch.dtype) -> NonFiniteError:
+    name = str(dtype).removeprefix("torch.")
+    return NonFiniteError(f"{what} not finite (NaN or infinity), computed in {name}; nothing was written")

@@ -166,6 +166,10 @@ class FakeGpu(TorchFunctionMode):
             return here
         if name == "cpu":
             return func(*args, **kwargs).clone()
+        if name == "to":
+            named = {"device": (torch.device, str), "dtype": torch.dtype}
+            kwargs |= {n: a for a in args[1:] for n, kind in named.items() if isinstance(a, kind)}
+            args = (args[0], *(a for a in args[1:] if not isinstance(a, (torch.device, str, torch.dtype))))
         if kwargs.get("device") is not None:
             here = torch.device(kwargs["device"]).type == "cuda"
             kwargs["device"] = "cpu"
