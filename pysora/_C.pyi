@@ -8,7 +8,7 @@ SAMPLER_MAX_INPUTS: int
 class Raw:
     """Memory described by hand; strides count elements.
 
-    `dtype` is float32, bfloat16, float16 (on a GPU) or int32; `device` is cpu or cuda:N.
+    `dtype` is float32, bfloat16, float16 (on a GPU), int32 or int8; `device` is cpu or cuda:N.
     """
 
     def __init__(self, pointer: int, dtype: str, shape: Sequence[int], strides: Sequence[int], device: str) -> None: ...
@@ -88,6 +88,25 @@ def linear(
     stream: int = 0,
 ) -> None:
     """See `pysora.ops.linear`; x and out are [B, L, D] and [B, L, E], weight has its rows side by side."""
+
+def linear_int8_workspace(tokens: int, E: int, D: int, threads: int) -> int:
+    """Return the fp32 values of workspace that `linear_int8` needs."""
+
+def linear_int8(
+    x: Tensor | Raw,
+    weight: Tensor | Raw,
+    scale: Tensor | Raw,
+    bias: Tensor | Raw | None,
+    epilogue: str,
+    residual: Tensor | Raw | None,
+    gate: Tensor | Raw | None,
+    index: Tensor | Raw | None,
+    out: Tensor | Raw,
+    workspace: Tensor | Raw | None,
+    threads: int,
+    stream: int = 0,
+) -> None:
+    """See `pysora.ops.linear_int8`; as `linear`, with an int8 weight and its fp32 scale."""
 
 def noise(out: Tensor | Raw, seed: int, sample: int, origin: Sequence[int], threads: int, stream: int = 0) -> None: ...
 def norm_silu(

@@ -1,7 +1,32 @@
+#include "linear.h"
+
 #include "pysora/cpu.h"
-#include "tensor.h"
 
 namespace pysora {
+
+void fill(LinearParams& p, Call& call, const Tensor& x, const Tensor& weight, py::handle bias,
+          const std::string& epilogue, py::handle residual_, py::handle gate_, py::handle index, const Tensor& out) {
+  p.dtype = x.ndim(3).dtype();
+  p.B = x.size(0), p.L = x.size(1), p.D = x.size(2), p.E = weight.ndim(2).size(0);
+  p.x = x.data<const void>(), x.strides(p.x_strides);
+  p.weight = weight.shape({p.E, p.D}).dense_rows().data<const void>();
+  p.weight_stride = weight.stride(0);
+  p.bias = optional_vector(call, bias, "bias", p.E);
+  p.out_dtype = out.dtype();
+  p.out = out.shape({p.B, p.L, p.E}).contiguous().data<void>();
+  if (epilogue == "gelu") {
+    p.epilogue = Epilogue::gelu;
+  } else if (epilogue == "gate_residual") {
+    p.epilogue = Epilogue::gate_residual;
+    const Tensor residual(call, residual_, "residual"), gate(call, gate_, "gate");
+    p.residual = residual.shape({p.B, p.L, p.E}).dense_rows().values();
+    p.residual_strides[0] = residual.stride(0), p.residual_strides[1] = residual.stride(1);
+    p.gate = timestep_rows(call, gate.ndim(2).shape({gate.size(0), p.E}).dense_rows(), index, p.B, p.L);
+  } else if (epilogue != "none") {
+    throw py::value_error("epilogue: need none, gelu or gate_residual, got " + epilogue);
+  }
+  p.threads = call.threads();
+}
 
 void bind_linear(py::module_& m) {
   m.def(
@@ -12,33 +37,15 @@ void bind_linear(py::module_& m) {
       py::arg("tokens"), py::arg("E"), py::arg("D"), py::arg("threads"));
   m.def(
       "linear",
-      [](py::handle x_, py::handle weight_, py::handle bias, const std::string& epilogue, py::handle residual_,
-         py::handle gate_, py::handle index, py::handle out_, py::handle workspace_, int threads,
+      [](py::handle x_, py::handle weight_, py::handle bias, const std::string& epilogue, py::handle residual,
+         py::handle gate, py::handle index, py::handle out_, py::handle workspace_, int threads,
          std::uintptr_t stream) {
         Call call("linear", threads, stream);
         const Tensor x(call, x_, "x"), weight(call, weight_, "weight"), out(call, out_, "out"),
             workspace(call, workspace_, "workspace");
         LinearParams p{};
-        p.dtype = x.ndim(3).dtype();
-        p.B = x.size(0), p.L = x.size(1), p.D = x.size(2), p.E = weight.ndim(2).size(0);
-        p.x = x.data<const void>(), x.strides(p.x_strides);
-        p.weight = weight.shape({p.E, p.D}).dtype(p.dtype).dense_rows().data<const void>();
-        p.weight_stride = weight.stride(0);
-        p.bias = optional_vector(call, bias, "bias", p.E);
-        p.out_dtype = out.dtype();
-        p.out = out.shape({p.B, p.L, p.E}).contiguous().data<void>();
-        if (epilogue == "gelu") {
-          p.epilogue = Epilogue::gelu;
-        } else if (epilogue == "gate_residual") {
-          p.epilogue = Epilogue::gate_residual;
-          const Tensor residual(call, residual_, "residual"), gate(call, gate_, "gate");
-          p.residual = residual.shape({p.B, p.L, p.E}).dense_rows().values();
-          p.residual_strides[0] = residual.stride(0), p.residual_strides[1] = residual.stride(1);
-          p.gate = timestep_rows(call, gate.ndim(2).shape({gate.size(0), p.E}).dense_rows(), index, p.B, p.L);
-        } else if (epilogue != "none") {
-          throw py::value_error("epilogue: need none, gelu or gate_residual, got " + epilogue);
-        }
-        p.threads = call.threads();
+        fill(p, call, x, weight, bias, epilogue, residual, gate, index, out);
+        weight.dtype(p.dtype);
         workspace.shape({p.product().workspace_floats()});
         p.workspace = workspace.dtype(Dtype::f32).contiguous().data<float>();
         call.run(p, cpu().linear);

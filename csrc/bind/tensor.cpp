@@ -47,7 +47,8 @@ DLDataType parse_dtype(const std::string& name) {
   if (name == "bfloat16") return {kDLBfloat, 16, 1};
   if (name == "float16") return {kDLFloat, 16, 1};
   if (name == "int32") return {kDLInt, 32, 1};
-  throw py::value_error("dtype: need float32, bfloat16, float16 or int32, got " + name);
+  if (name == "int8") return {kDLInt, 8, 1};
+  throw py::value_error("dtype: need float32, bfloat16, float16, int32 or int8, got " + name);
 }
 
 DLDevice parse_device(const std::string& name) {
@@ -163,6 +164,11 @@ const Tensor& Tensor::dtype(Dtype wanted) const {
 
 const Tensor& Tensor::int32() const {
   if (t_.dtype.code != kDLInt || t_.dtype.bits != 32) fail("int32", text(t_.dtype));
+  return *this;
+}
+
+const Tensor& Tensor::int8() const {
+  if (t_.dtype.code != kDLInt || t_.dtype.bits != 8) fail("int8", text(t_.dtype));
   return *this;
 }
 

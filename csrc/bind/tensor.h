@@ -70,6 +70,7 @@ class Tensor {
   const Tensor& shape(std::initializer_list<std::int64_t> sizes) const;
   const Tensor& dtype(Dtype wanted) const;
   const Tensor& int32() const;
+  const Tensor& int8() const;
   const Tensor& contiguous() const;
   const Tensor& dense_rows() const;  // the values of the last dimension lie side by side
   Dtype dtype() const;               // f32 or bf16, on a GPU also f16

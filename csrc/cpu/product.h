@@ -40,7 +40,19 @@ struct Bf16Unit {
 };
 #endif
 
-// The unit for inputs of type T: bf16 values are multiplied as they are where the processor can, else as fp32.
+#if defined(__AVX512VNNI__)
+struct Int8Unit {  // the row that is spread over the lanes is signed, those in the lanes are not; sums are integers
+  using Elem = std::int8_t;
+  static constexpr int per = 4;
+  static Vec dot(Vec sum, Vec a, Vec b) {
+    const __m512i total =
+        _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(b), reinterpret_cast<__m512i>(a));
+    return reinterpret_cast<Vec>(total);
+  }
+};
+#endif
+
+// The unit for inputs of type T: bf16 and int8 values are multiplied as they are where the processor can, else as fp32.
 template <class T>
 struct UnitOf {
   using Unit = F32Unit;
@@ -49,6 +61,13 @@ struct UnitOf {
 template <>
 struct UnitOf<Bf16> {
   using Unit = Bf16Unit;
+};
+#endif
+
+#if defined(__AVX512VNNI__)
+template <>
+struct UnitOf<std::int8_t> {
+  using Unit = Int8Unit;
 };
 #endif
 
@@ -62,6 +81,12 @@ void convert(T x, Elem& y) {
   from_float(to_float(x), y);
 }
 inline void convert(Bf16 x, Bf16& y) {
+  y = x;
+}
+inline void convert(std::int8_t x, float& y) {
+  y = x;
+}
+inline void convert(std::int8_t x, std::int8_t& y) {
   y = x;
 }
 

@@ -5,6 +5,7 @@ from pysora.ops.adaln import adaln
 from pysora.ops.causal_conv3d import causal_conv3d
 from pysora.ops.gate_residual import gate_residual
 from pysora.ops.linear import linear
+from pysora.ops.linear_int8 import linear_int8
 from pysora.ops.noise import noise
 from pysora.ops.norm_silu import norm_silu
 from pysora.ops.patch_embed import patch_embed
@@ -23,6 +24,7 @@ __all__ = [
     "explain",
     "gate_residual",
     "linear",
+    "linear_int8",
     "noise",
     "norm_silu",
     "patch_embed",

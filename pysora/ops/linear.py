@@ -14,9 +14,10 @@ from pysora.ops.gate_residual import gate_residual
 EPILOGUES = ("none", "gelu", "gate_residual")
 
 
-def _check(
+def check(
     x: Tensor, weight: Tensor, bias: Tensor | None, epilogue: str, residual: Tensor | None, gate: Tensor | None
 ) -> None:
+    """Raise ValueError where arguments of a linear layer do not fit each other."""
     need(weight.ndim == 2, "weight", "[E, D]", list(weight.shape))
     need(x.ndim >= 1 and x.shape[-1] == weight.shape[1], "x", f"[..., D = {weight.shape[1]}]", list(x.shape))
     need(epilogue in EPILOGUES, "epilogue", f"one of {EPILOGUES}", repr(epilogue))
@@ -36,7 +37,7 @@ def _fake(
     gate: Tensor | None,
     index: Tensor | None,
 ) -> Tensor:
-    _check(x, weight, bias, epilogue, residual, gate)
+    check(x, weight, bias, epilogue, residual, gate)
     return (x if residual is None else residual).new_empty(*x.shape[:-1], weight.shape[0])
 
 
@@ -73,12 +74,17 @@ def linear(
 
     Source: Hendrycks and Gimpel 2016 (GELU and its tanh form).
     """
-    _check(x, weight, bias, epilogue, residual, gate)
-    y = F.linear(x, weight, bias)
+    check(x, weight, bias, epilogue, residual, gate)
+    return finish(F.linear(x, weight, bias), epilogue, residual, gate, index)
+
+
+def finish(y: Tensor, epilogue: str, residual: Tensor | None, gate: Tensor | None, index: Tensor | None) -> Tensor:
+    """Return y after its epilogue."""
     if epilogue == "gelu":
         return F.gelu(y, approximate="tanh")
     if residual is not None and gate is not None:
-        return gate_residual.reference(residual, y, gate, index)
+        out: Tensor = gate_residual.reference(residual, y, gate, index)
+        return out
     return y
 
 

@@ -28,6 +28,10 @@ CALLS: dict[str, list[tuple[Any, ...]]] = {
     ],
     "gate_residual": [(R(2, 5, 4), R(2, 5, 4), R(1, 4))],
     "linear": [(R(2, 5, 4), R(6, 4), R(6), "gelu"), (R(2, 5, 4), R(6, 4), R(6), "gate_residual", R(2, 5, 6), R(1, 6))],
+    "linear_int8": [
+        (R(2, 5, 4), torch.ones(6, 4, dtype=torch.int8), torch.rand(6), R(6), "gelu"),
+        (R(2, 5, 4), torch.ones(6, 4, dtype=torch.int8), torch.rand(6), None, "gate_residual", R(2, 5, 6), R(1, 6)),
+    ],
     "noise": [((3, 2, 2, 2), 5, 1, (1, 0, 2))],
     "norm_silu": [(R(1, 3, 2, 4, 5), R(3)), (R(1, 3, 4, 5).contiguous(memory_format=torch.channels_last), R(3), False)],
     "patch_embed": [(R(2, 3, 2, 4, 6), R(8, 3, 1, 2, 2), R(8))],

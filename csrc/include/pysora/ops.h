@@ -4,6 +4,7 @@
 #include "pysora/ceiling.h"
 #include "pysora/gate_residual.h"
 #include "pysora/linear.h"
+#include "pysora/linear_int8.h"
 #include "pysora/noise.h"
 #include "pysora/norm_silu.h"
 #include "pysora/patch_embed.h"
