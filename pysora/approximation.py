@@ -19,10 +19,12 @@ class Approximation:
         part of itself; 0 computes every step.
     guidance_interval: (lowest, highest) noise level, 0 (clean) to 1 (noise), where the negative prompt counts; outside
         of it the transformer runs for the prompt alone.
+    int8: whether the linear layers of the transformer's blocks round weights and tokens to 8 bits.
     """
 
     max_error: float = 0.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    int8: bool = False
 
     def guides(self, sigma: float) -> bool:
         """Whether there is guidance at a noise level."""
@@ -61,9 +63,11 @@ def summary(accounts: Sequence[Mapping[str, Any]]) -> str:
     """One line about all videos of a call, from their `meta["approximation"]`."""
     total = {name: sum(account[name] for account in accounts) for name in _COUNTS}
     steps = total["steps_computed"] + total["steps_reused"]
+    rounded = "linear layers in 8 bits; " if accounts[0]["int8"] else ""
     error = max(account["estimated_error"] for account in accounts)
     return (
-        f"left out: {total['steps_reused']} of {steps} steps, guidance in {total['guidance_skipped']} of the others, "
+        f"{rounded}left out: {total['steps_reused']} of {steps} steps, "
+        f"guidance in {total['guidance_skipped']} of the others, "
         f"{1 - total['calls'] / total['calls_exact']:.0%} of the transformer's calls; estimated error {error:.1%}"
     )
 

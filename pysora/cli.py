@@ -66,6 +66,9 @@ def generate(
         tuple[float, float] | None,
         typer.Option(metavar="LOW HIGH", help="Noise levels with guidance, 0 to 1.", show_default="the preset's"),
     ] = None,
+    int8: Annotated[
+        bool | None, typer.Option("--int8/--no-int8", help="Linear layers in 8 bits.", show_default="the preset's")
+    ] = None,
 ) -> None:
     """Make a video for each prompt.
 
@@ -104,6 +107,7 @@ def generate(
                 preset=preset,
                 max_error=max_error,
                 guidance_interval=guidance_interval,
+                int8=int8,
                 on_step=on_step,
                 size=size,
                 frames=frames,
@@ -117,7 +121,7 @@ def generate(
             for target in targets[i * len(names) : (i + 1) * len(names)]:
                 typer.echo(video.save(target))
         accounts = [video.meta["approximation"] for video in videos]
-        if any(account["calls"] < account["calls_exact"] for account in accounts):
+        if any(account["int8"] or account["calls"] < account["calls_exact"] for account in accounts):
             stderr.print(summary(accounts))
         stderr.print(f"{videos[0]!r}, seed {videos[0].meta['seed']}")
 

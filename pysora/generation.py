@@ -34,6 +34,7 @@ def generate(
     preset: str = "exact",
     max_error: float | None = None,
     guidance_interval: tuple[float, float] | None = None,
+    int8: bool | None = None,
     latents: Tensor | None = None,
     prompt_embeds: Tensor | Sequence[Tensor] | None = None,
     on_step: OnStep | None = None,
@@ -50,9 +51,9 @@ def generate(
         first is that of n = 1, and a prompt's video does not depend on the others in its batch.
     dtype, device: see `pysora.load`. memory: upper bound above the model, in bytes or "4GB".
     preset: "exact", or "fast", which leaves work out and says in `Video.meta["approximation"]` what, and how wrong the
-        latents are estimated to be; docs/fast.md. max_error, guidance_interval: one of its knobs, over the preset's:
-        the relative change up to which the transformer's output is reused (0 to 1; 0: never); the (lowest, highest)
-        noise level with guidance (0 to 1).
+        latents are estimated to be; docs/fast.md. max_error, guidance_interval, int8: one of its knobs, over the
+        preset's: the relative change up to which the transformer's output is reused (0 to 1; 0: never); the (lowest,
+        highest) noise level with guidance (0 to 1); linear layers in 8 bits.
     latents: fp32 [C, T, H, W] or [B, C, T, H, W], start from these instead of noise.
     prompt_embeds: instead of a prompt, [M, text_dim] or [B, M, text_dim] of the text encoder (zero rows at the end are
         padding), or a pair of these for the prompt and the negative prompt.
@@ -81,4 +82,5 @@ def generate(
         preset=preset,
         max_error=max_error,
         guidance_interval=guidance_interval,
+        int8=int8,
     )

@@ -96,6 +96,9 @@ class Track:
         self.reused = 0.0  # sum of length * path over the steps that reused the kept one
         self.unguided = 0.0  # sum of the lengths of steps without guidance whose cost is not in `error` yet
         self.guidance_size = 0.0  # of what guidance added to the velocity when it was last computed
+        self.rounding: list[
+            float
+        ] = []  # |velocity - the unrounded transformer's| in the steps where both were computed
         self.error = 0.0  # |approximate - exact| of the latents, as far as it is known
 
     def reuses(self, i: int, sample: Tensor) -> bool:
@@ -137,6 +140,8 @@ class Track:
     def account(self, latents: Tensor) -> Account:
         """What was left out, at the end; latents: the clean ones, [C, T, H, W]."""
         error = self.error + self.unguided * self.guidance_size
+        if self.rounding:
+            error += sum(self.lengths) * sum(self.rounding) / len(self.rounding)
         return Account(
             steps_computed=self.steps_computed,
             steps_reused=self.steps_reused,
@@ -167,6 +172,7 @@ class Predictor:
     positive, negative: the text of all B videos; negative may be None where no step has guidance.
     per_token: whether the transformer takes one timestep per token.
     predicts: "velocity", or "clean": the transformer gives the clean latents, and its velocity is made from them.
+    rounded: a transformer that is called instead of `dit`, which in the first and the last step says how far it is off.
     """
 
     def __init__(
@@ -180,7 +186,9 @@ class Predictor:
         *,
         per_token: bool,
         predicts: str = "velocity",
+        rounded: DiT | None = None,
     ) -> None:
+        self.rounded = rounded
         self.dit, self.timesteps, self.per_token, self.predicts = dit, schedule.timesteps, per_token, predicts
         self.sigmas = schedule.sigmas.tolist()
         self.guided, self.positive, self.negative = guided, positive, negative
@@ -214,10 +222,15 @@ class Predictor:
         timestep = self.timesteps[i].to(x.device)
         tokens = (math.prod(self.dit.grid(x.shape)),) if self.per_token else ()
         timestep = timestep.expand(len(x), *tokens)
-        velocity = self._velocity(i, x, self.dit(x, timestep, positive))
+        dit = self.rounded or self.dit
+        velocity = self._velocity(i, x, dit(x, timestep, positive))
+        if self.rounded and i in (0, len(self.guided) - 1):
+            exact = self._velocity(i, x, self.dit(x, timestep, positive))
+            for n, b in enumerate(due):
+                self.tracks[b].rounding.append(_norm(velocity[n].float() - exact[n].float()))
         if not self.guided[i]:
             return velocity, None
-        return velocity, self._velocity(i, x, self.dit(x, timestep, negative))
+        return velocity, self._velocity(i, x, dit(x, timestep, negative))
 
     def _velocity(self, i: int, x: Tensor, output: Tensor) -> Tensor:
         """What the transformer's output for x says of the velocity; fp32 where it is made from clean latents."""

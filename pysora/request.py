@@ -192,7 +192,14 @@ def _approximation(options: Mapping[str, Any]) -> Approximation:
     return Approximation(
         max_error=_number("max_error", _given(options, "max_error", preset.max_error), 1, zero=True),
         guidance_interval=_interval(_given(options, "guidance_interval", preset.guidance_interval)),
+        int8=_flag("int8", _given(options, "int8", preset.int8)),
     )
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
 
 
 def _interval(value: Any) -> tuple[float, float]:

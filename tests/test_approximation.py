@@ -21,6 +21,7 @@ from pysora.approximation import EXACT, FAST, PRESETS, Approximation
 from pysora.cli import app
 from pysora.loading import embedded
 from pysora.models.dit import TextContext
+from pysora.models.projection import Int8Projection, Projection, in_int8, int8_bytes
 from pysora.pipeline import Pipeline
 from pysora.prediction import Predictor, guided_steps, reuse_bytes
 from pysora.request import Defaults, Grid, Request, check_request
@@ -37,6 +38,8 @@ KNOBS: list[dict[str, Any]] = [
     {"guidance_interval": (0.7, 1.0)},
     {"max_error": 0.2, "guidance_interval": (0.5, 1.0)},
     {"preset": "fast"},
+    {"int8": True},
+    {"int8": True, "max_error": 0.2},
 ]
 
 
@@ -116,8 +119,11 @@ def test_presets_are_tables_of_every_knob() -> None:
     assert ask().approximation == ask(preset="exact").approximation == EXACT
     assert ask(preset="fast").approximation == FAST
     assert ask(preset="fast", max_error=0.03).approximation == replace(FAST, max_error=0.03)
+    assert ask(int8=True).approximation == replace(EXACT, int8=True)
+    with pytest.raises(TypeError, match="int8 must be True or False, got 1"):
+        ask(int8=1)
     assert ask(guidance_interval=[0, 0.5]).approximation == replace(EXACT, guidance_interval=(0.0, 0.5))
-    knobs = {"max_error": 0.0, "guidance_interval": (0.0, 1.0)}
+    knobs = {"max_error": 0.0, "guidance_interval": (0.0, 1.0), "int8": False}
     assert knobs.keys() == {knob.name for knob in fields(Approximation)}
     assert ask(preset="fast", **knobs).approximation == EXACT
 
@@ -131,6 +137,7 @@ def test_exact_is_the_transformer_at_every_step() -> None:
         assert account.to_dict(EXACT) == {
             "max_error": 0.0,
             "guidance_interval": [0.0, 1.0],
+            "int8": False,
             "steps_computed": 6,
             "steps_reused": 0,
             "guidance_skipped": 0,
@@ -358,7 +365,30 @@ def test_the_command_line_says_what_was_left_out(tmp_path: Path) -> None:
     assert "left out: 0 of 8 steps, guidance in 4 of the others, 25% of the" in said("--guidance-interval", "0.8", "1")
     reused = said("--preset", "fast", "--max-error", "0.4")
     assert re.search(r"left out: [1-5] of 8 steps, .*% of the transformer's calls; estimated error \d+\.\d%", reused)
+    assert re.search(r"linear layers in 8 bits; left out: 0 of 8 steps, .*estimated error \d", said("--int8"))
     assert "preset must be one of exact, fast" in said("--preset", "slow", code=2)
+
+
+def test_eight_bits_are_a_copy_beside_the_model(tmp_path: Path) -> None:
+    """Projections of the blocks alone; the other tensors are the model's own, and the model stays as it was."""
+    pipeline = pysora.load(tiny_wan.saved("wan2.1", tmp_path))
+    dit, rounded = pipeline.dit, in_int8(pipeline.dit)
+    kinds = {name: type(part) for name, part in rounded.named_modules()}
+    replaced = {name for name, kind in kinds.items() if kind is Int8Projection}
+    assert replaced == {name for name, part in dit.named_modules() if isinstance(part, Projection)}
+    assert len(replaced) == 10 * dit.config.num_layers
+    ours = {id(p) for p in dit.parameters()}
+    assert {id(p) for p in rounded.parameters()} < ours and not any(
+        isinstance(p, Int8Projection) for p in dit.modules()
+    )
+    fresh = [b for name in replaced for b in (rounded.get_submodule(name).weight, rounded.get_submodule(name).scale)]
+    assert sum(b.nbytes for b in fresh if isinstance(b, Tensor)) == int8_bytes(dit)
+    options: dict[str, Any] = {"size": "32x32", "frames": 1, "steps": 4, "seed": 1}
+    before, eight, after = (pipeline.generate("a", **options, int8=flag) for flag in (False, True, False))
+    assert isinstance(before, pysora.Video) and isinstance(eight, pysora.Video) and isinstance(after, pysora.Video)
+    assert before.latents is not None and after.latents is not None and eight.latents is not None
+    assert torch.equal(before.latents, after.latents) and not torch.equal(before.latents, eight.latents)
+    assert eight.meta["approximation"]["int8"] and not before.meta["approximation"]["int8"]
 
 
 def test_half_precision_reuses_in_its_own_dtype(tmp_path: Path) -> None:

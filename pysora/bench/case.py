@@ -45,6 +45,7 @@ class Case:
     exact: the truth, from the arguments in float64, about what `part` picks of a result; None where there is none.
     against: what `exact` is.
     unlike: the rivals that compute other values, which are no measure of accuracy.
+    allowed: pysora's largest error, where it approximates by intent; None: twice the baseline's.
     length: tokens, where the case belongs to a row of lengths.
     compiles: whether compilers make rivals of the baseline.
     rotates: whether there are to be several sets of arguments, more than fit into the caches.
@@ -64,6 +65,7 @@ class Case:
     part: Callable[[Any], Any] = field(default=lambda result: result)
     against: str = "float64"
     unlike: tuple[str, ...] = ()
+    allowed: float | None = None
     length: int | None = None
     compiles: bool = True
     rotates: bool = False

@@ -133,12 +133,13 @@ def _first_calls(
 
 
 def _check(case: Case, firsts: dict[str, _First]) -> None:
-    """At most twice the baseline's error; one unit of the dtype's last place is allowed where that is 0 by luck."""
+    """At most what the case allows, or twice the baseline's error; one unit of the dtype's last place is allowed where
+    that is 0 by luck."""
     ours = firsts[OURS].error
     if ours is None or case.against == PIPELINE:
         return
     theirs = next((first.error for name, first in firsts.items() if name != OURS and first.error is not None), 0.0)
-    allowed = max(2 * theirs, torch.finfo(DTYPES[case.dtype]).eps)
+    allowed = case.allowed or max(2 * theirs, torch.finfo(DTYPES[case.dtype]).eps)
     if not ours <= allowed:
         what = f"{case.op} ({case.label}, {case.dtype})"
         raise ArithmeticError(f"{what}: error {ours:.1e}, allowed {allowed:.1e}: it gets no time")

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pysora import ops
-from pysora.bench.case import SCORED, Case, item
+from pysora.bench.case import SCORED, Case, Draw, item
+from pysora.ops.linear_int8 import quantize_rows
 
 TOKENS = {"full": 4096, "quick": 320, "tiny": 20}
 WIDTH = {"full": 1536, "quick": 256, "tiny": 32}
@@ -167,4 +168,38 @@ def linear(dtype: str, size: str, tokens: Sequence[int]) -> list[Case]:
     ]
 
 
-CASES = {function.__name__: function for function in (adaln, gate_residual, qk_norm_rope, spacetime_attention, linear)}
+def linear_int8(dtype: str, size: str, tokens: Sequence[int]) -> list[Case]:
+    """The same operations, beside layers that round nothing to 8 bits: torch's, and pysora's."""
+    L, D = TOKENS[size] // 4, WIDTH[size]
+    E = {"full": 8960, "quick": 1024, "tiny": 48}[size]
+
+    def draw_all(draw: Draw) -> tuple[Tensor, ...]:
+        weight = draw(E, D) / D**0.5
+        return draw(1, L, D), weight, draw(E), *quantize_rows(weight)
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor, *_: Tensor) -> Tensor:
+        return F.gelu(F.linear(x, weight, bias), approximate="tanh")
+
+    return [
+        Case(
+            "linear_int8",
+            f"{L} tokens, {D} to {E}, GELU",
+            dtype,
+            draw=draw_all,
+            ours=lambda x, weight, bias, rounded, scale: ops.linear_int8(x, rounded, scale, bias, "gelu"),
+            rivals={"torch": plain, "pysora linear": lambda x, weight, bias, *_: ops.linear(x, weight, bias, "gelu")},
+            unit="GFLOP/s",
+            amount=2 * L * D * E,
+            intensity=2 * L * D * E / (L * D + D * E + L * E) / item(dtype),
+            exact=lambda x, *rest: plain(x[:, :SCORED], *rest),
+            part=lambda result: result[:, :SCORED],
+            allowed=0.03,
+            rotates=size == "full",
+        )
+    ]
+
+
+CASES = {
+    function.__name__: function
+    for function in (adaln, gate_residual, qk_norm_rope, spacetime_attention, linear, linear_int8)
+}

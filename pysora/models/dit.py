@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pysora import ops
 from pysora.models.positions import rope_tables, sinusoid
+from pysora.models.projection import Layer, Projection
 
 CLASS_NAME = "WanTransformer3DModel"
 
@@ -159,15 +160,15 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.eps = eps
-        self.to_q = nn.Linear(width, width)
-        self.to_k = nn.Linear(width, width)
-        self.to_v = nn.Linear(width, width)
-        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.to_q = Projection(width, width)
+        self.to_k = Projection(width, width)
+        self.to_v = Projection(width, width)
+        self.to_out = nn.ModuleList([Projection(width, width)])
         self.norm_q = nn.RMSNorm(width, eps=eps)
         self.norm_k = nn.RMSNorm(width, eps=eps)
 
-    def _split(self, x: Tensor, projection: nn.Linear) -> Tensor:
-        heads: Tensor = ops.linear(x, projection.weight, projection.bias).unflatten(-1, (self.heads, -1))
+    def _split(self, x: Tensor, projection: Layer) -> Tensor:
+        heads: Tensor = projection(x).unflatten(-1, (self.heads, -1))
         return heads
 
     def queries(self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None) -> Tensor:
@@ -186,8 +187,8 @@ class Attention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None) -> Tensor:
         """q [B, L, N, K], k and v [B, R, N, K] -> [B, L, D]."""
-        out = cast(nn.Linear, self.to_out[0])
-        return ops.linear(ops.spacetime_attention(q, k, v, key_bias=key_bias).flatten(2), out.weight, out.bias)
+        out = cast(Layer, self.to_out[0])
+        return out(ops.spacetime_attention(q, k, v, key_bias=key_bias).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -196,12 +197,12 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         up = nn.Module()
-        up.proj = nn.Linear(width, hidden)
-        self.net = nn.ModuleList([up, nn.Identity(), nn.Linear(hidden, width)])
+        up.proj = Projection(width, hidden)
+        self.net = nn.ModuleList([up, nn.Identity(), Projection(hidden, width)])
 
     def forward(self, x: Tensor) -> Tensor:
-        up, down = cast(nn.Linear, self.net[0].proj), cast(nn.Linear, self.net[2])
-        return ops.linear(ops.linear(x, up.weight, up.bias, epilogue="gelu"), down.weight, down.bias)
+        up, down = cast(Layer, self.net[0].proj), cast(Layer, self.net[2])
+        return down(up(x, epilogue="gelu"))
 
 
 class Block(nn.Module):
