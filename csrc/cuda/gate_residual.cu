@@ -17,6 +17,7 @@ __global__ void __launch_bounds__(kMostThreads) gate_residual_kernel(const __gri
   constexpr int kSteps = P == 1 ? 4 : 2;  // in flight together
   const unsigned D = static_cast<unsigned>(p.D), L = static_cast<unsigned>(p.L);
   const unsigned rows = static_cast<unsigned>(p.B) * L, step = blockDim.x * P;
+  const unsigned rounds = (D + kSteps * step - 1) / (kSteps * step);
   for (unsigned start = blockIdx.x * blockDim.y; start < rows; start += gridDim.x * blockDim.y) {
     const unsigned row = start + threadIdx.y, b = row / L, l = row % L;
     const unsigned width = row < rows ? D : 0;  // threads without a row have no values of it
@@ -25,8 +26,8 @@ __global__ void __launch_bounds__(kMostThreads) gate_residual_kernel(const __gri
     const std::int64_t timestep = width ? timestep_row(p.gate, b, l) : 0;
     T* out = static_cast<T*>(p.out) + std::int64_t{row} * D;
     // The same rounds for all threads, as the compiler can see: it gives shuffles in others a slow path.
-    for (unsigned round = 0; round < D; round += kSteps * step) {
-      const unsigned base = round + threadIdx.x * P;
+    for (unsigned round = 0; round < rounds; ++round) {
+      const unsigned base = round * (kSteps * step) + threadIdx.x * P;
       float sum[kSteps][P], branch[kSteps][P], gate[kSteps][P];
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {

@@ -112,28 +112,35 @@ def _dump(option: str, path: str | Path) -> str:
     return subprocess.run([tool, option, str(path)], capture_output=True, text=True, check=True).stdout
 
 
-INSTRUCTION = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P[0-9T]+\s+)?([A-Z][A-Z0-9_.]*)([^;]*)")
+# An instruction's address, opcode and operands; an architecture, in one of two forms; a function.
+SASS = re.compile(
+    r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P[0-9T]+\s+)?([A-Z][A-Z0-9_.]*)([^;\n]*)"
+    r"|code for (sm_\w+)|\.target\s+(sm_\w+)|Function : (\S+)",
+    re.MULTILINE,
+)
 
 
 def _opcode(address: str, name: str, operands: str) -> str:
     """The opcode of a line of SASS: a jump that ptxas writes as a call of the instruction after the next is BRA."""
+    if not name.startswith("CALL"):
+        return name
     target = re.search(r"0x([0-9a-f]+)", operands)
-    near = name.startswith("CALL") and target is not None and int(target[1], 16) - int(address, 16) == 32
-    return "BRA" if near else name
+    return "BRA" if target is not None and int(target[1], 16) - int(address, 16) == 32 else name
 
 
 def read(path: str | Path) -> list[Facts]:
     """Return the facts of every kernel and architecture in a cubin, or in a library that holds cubins."""
     found: dict[tuple[str, str], Facts] = {}
-    arch = ""
+    arch, facts = "", Facts("", "", 0, 0, 0, 0)
     usage = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
-    for line in _dump("-sass", path).splitlines():
-        if m := re.match(r"\s*code for (sm_\w+)|\s*\.target\s+(sm_\w+)", line):
-            arch = m[1] or m[2]
-        elif m := re.search(r"Function : (\S+)", line):
-            facts = found.setdefault((arch, m[1]), Facts(readable(m[1]), arch, 0, 0, 0, 0))
-        elif m := INSTRUCTION.match(line):
-            facts.sass[_opcode(*m.groups())] += 1
+    for m in SASS.finditer(_dump("-sass", path)):
+        address, opcode, operands, *others, function = m.groups()
+        if address:
+            facts.sass[_opcode(address, opcode, operands)] += 1
+        elif function:
+            facts = found.setdefault((arch, function), Facts(readable(function), arch, 0, 0, 0, 0))
+        else:
+            arch = others[0] or others[1]
     arch = next((a for a, _ in found), "")
     name = ""
     for line in _dump("-res-usage", path).splitlines():

@@ -99,7 +99,7 @@ GATE_RESIDUAL = _of(
         "gate of the next value": ("timestep * p.gate.stride + at", "timestep * p.gate.stride + (at ^ 1)", ACCURACY),
         "rows past the end": ("row < rows ? D : 0", "D", BITS),
         "one value too many": ("row < rows ? D : 0", "row < rows ? D + 1 : 0", BITS),
-        "only the first round": ("round += kSteps * step", "round += 1 << 20", BITS),
+        "only the first round": ("round < rounds", "round < 1", BITS),
         "grid step of one block": ("start += gridDim.x * blockDim.y", "start += 65536", FURTHER),
         "a missing row is the first": ("timestep < 0 ? NAN : gate", "timestep < -1 ? NAN : gate", NO_ROW),
         "a store without its mask": ("if (base + i * step < width) store", "store", BITS),
