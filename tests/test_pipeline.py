@@ -291,7 +291,7 @@ def test_generate_offers_what_the_pipeline_takes() -> None:
     taken = inspect.signature(generate).parameters
     assert " ".join(taken) == (
         "prompt model size frames fps steps guidance shift negative_prompt seed n sampler dtype device memory "
-        "preset max_error guidance_interval latents prompt_embeds on_step"
+        "preset max_error guidance_interval int8 latents prompt_embeds on_step"
     )
     assert all(p.kind is p.KEYWORD_ONLY for name, p in taken.items() if name != "prompt")
 
