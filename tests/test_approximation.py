@@ -330,7 +330,10 @@ def test_exact_is_the_plain_loop_to_the_bit(pipeline: Pipeline, exact: list[pyso
         timestep = schedule.timesteps[i].expand(2)
         if pipeline.expand_timesteps:
             timestep = timestep[:, None].expand(2, math.prod(pipeline.dit.grid(x.shape)))
-        velocity, unguided = (pipeline.dit(x, timestep, context) for context in (positive, negative))
+        outputs = [pipeline.dit(x, timestep, context) for context in (positive, negative)]
+        if pipeline.scheduler.predicts == "clean":
+            outputs = [(x - clean) / schedule.sigmas[i].item() for clean in outputs]
+        velocity, unguided = outputs
         x, history = schedule.advance(i, x, velocity, history, prediction_uncond=unguided, guidance=3.0)
     for video, latents in zip(exact, x, strict=True):
         assert video.latents is not None
