@@ -89,7 +89,7 @@ struct Attention {
   };
 
   // Weights of R keys; false where a score passes its reference by more than kSlack: then the reference is raised, and
-  // `total` and `out` are brought to it.
+  // the state's total and `out` are brought to it. total: of the block.
   template <int R, int NV>
   bool weigh(const Scratch& s, State<NV>& state, Vec (&total)[NV], const float* keys, const float* bias,
              float* weights) const {
@@ -167,12 +167,14 @@ struct Attention {
   // out[d] += weights of a block of keys times their values, for R of the head's dimensions.
   template <int R, int NV>
   void gather(const Scratch& s, std::int64_t d, const float* values, std::int64_t depth_of_keys) const {
-    Vec sum[R][NV];
-    for (int r = 0; r < R; ++r)
-      for (int v = 0; v < NV; ++v) sum[r][v] = load(s.out + ((d + r) * NV + v) * W);
+    // One block's sum is added as one number: the error of a chain grows with the root of its length.
+    Vec sum[R][NV] = {};
     dots<Unit>(sum, values + d, 1, p.K, s.weights, NV * W, depth_of_keys);
     for (int r = 0; r < R; ++r)
-      for (int v = 0; v < NV; ++v) store(s.out + ((d + r) * NV + v) * W, sum[r][v]);
+      for (int v = 0; v < NV; ++v) {
+        float* place = s.out + ((d + r) * NV + v) * W;
+        store(place, load(place) + sum[r][v]);
+      }
   }
 
   template <int NV>
@@ -181,13 +183,13 @@ struct Attention {
     Vec total[NV];
     bool done;
     do {
-      for (int v = 0; v < NV; ++v) total[v] = state.total[v];
+      for (int v = 0; v < NV; ++v) total[v] = Vec{};
       done = tiles(n, [&](auto R, std::int64_t i) __attribute__((always_inline)) {
         return weigh<R, NV>(s, state, total, keys + i * depth, bias ? bias + i : nullptr,
                             s.weights + i / Unit::per * NV * W);
       });
     } while (!done);
-    for (int v = 0; v < NV; ++v) state.total[v] = total[v];
+    for (int v = 0; v < NV; ++v) state.total[v] = state.total[v] + total[v];
     tiles(p.K, [&](auto R, std::int64_t d) {
       gather<R, NV>(s, d, values, units<Unit>(n));
       return true;

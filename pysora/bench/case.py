@@ -43,6 +43,7 @@ class Case:
     ours, rivals: the functions that are timed. The first rival is the baseline, which torch.compile and the like get.
     on_cuda: more rivals, on a CUDA device alone.
     exact: the truth, from the arguments in float64, about what `part` picks of a result; None where there is none.
+    arguments: the op's own, from all that were drawn.
     against: what `exact` is.
     unlike: the rivals that compute other values, which are no measure of accuracy.
     allowed: pysora's largest error, where it approximates by intent; None: twice the baseline's.
@@ -63,6 +64,7 @@ class Case:
     intensity: float | None = None
     exact: Callable[..., Any] | None = None
     part: Callable[[Any], Any] = field(default=lambda result: result)
+    arguments: Callable[..., tuple[Any, ...]] = field(default=lambda *args: args)
     against: str = "float64"
     unlike: tuple[str, ...] = ()
     allowed: float | None = None

@@ -91,7 +91,7 @@ def measure(
     timed = calls if loop is None else {**calls, LOOP: lambda _: loop.call()}
     times = interleave(timed, seconds * len(calls), least_rounds, clock)
     loop_rates = [loop.work / t / 1e9 for t in times[LOOP]] if loop is not None else None
-    backend = ops.explain(case.op, *sets[0]).backend if case.op in ops.OPS else None
+    backend = ops.explain(case.op, *case.arguments(*sets[0])).backend if case.op in ops.OPS else None
     return [
         _row(case, name, backend if name == OURS else None, times[name], times[OURS], firsts[name], loop_rates)
         for name in calls

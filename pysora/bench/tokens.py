@@ -6,6 +6,7 @@ The baselines are what a user of torch or diffusers runs today, written as plain
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -177,6 +178,9 @@ def linear_int8(dtype: str, size: str, tokens: Sequence[int]) -> list[Case]:
         weight = draw(E, D) / D**0.5
         return draw(1, L, D), weight, draw(E), *quantize_rows(weight)
 
+    def own(x: Tensor, weight: Tensor, bias: Tensor, rounded: Tensor, scale: Tensor) -> tuple[Any, ...]:
+        return x, rounded, scale, bias, "gelu"
+
     def plain(x: Tensor, weight: Tensor, bias: Tensor, *_: Tensor) -> Tensor:
         return F.gelu(F.linear(x, weight, bias), approximate="tanh")
 
@@ -186,7 +190,8 @@ def linear_int8(dtype: str, size: str, tokens: Sequence[int]) -> list[Case]:
             f"{L} tokens, {D} to {E}, GELU",
             dtype,
             draw=draw_all,
-            ours=lambda x, weight, bias, rounded, scale: ops.linear_int8(x, rounded, scale, bias, "gelu"),
+            ours=lambda *args: ops.linear_int8(*own(*args)),
+            arguments=own,
             rivals={"torch": plain, "pysora linear": lambda x, weight, bias, *_: ops.linear(x, weight, bias, "gelu")},
             unit="GFLOP/s",
             amount=2 * L * D * E,

@@ -63,6 +63,17 @@ def test_large_scores_do_not_overflow(runner):
     check(runner(ops.spacetime_attention, q, k, v), plain, (q, k, v))
 
 
+def test_the_error_does_not_grow_with_the_keys(runner):
+    """A sum of 8192 products in one chain would be off four times as far as one of 512."""
+
+    def error(keys: int) -> float:
+        args = inputs((1, 32, keys, 2, 64), torch.float32)
+        exact = plain(*(t.double() for t in args))
+        return float((runner(ops.spacetime_attention, *args) - exact).norm() / exact.norm())
+
+    assert error(8192) < 2 * error(512)
+
+
 def test_bias_counts_equal_keys(runner):
     """The text padding trick: n equal keys are one key with the bias log(n)."""
     q, k, v = inputs((1, 9, 5, 2, 32), torch.float32)
