@@ -264,7 +264,8 @@ class Pipeline:
             x, history = schedule.advance(i, x, velocity, history, prediction_uncond=unguided, guidance=guidance)
             finite.append(torch.isfinite(x).all())
             if x.device.type == "cpu" or i + 1 == steps:  # on a GPU each look would wait for it
-                _check_steps(finite, steps, self.dtype)
+                _check_steps(finite, i + 2 - len(finite), steps, self.dtype)
+                finite.clear()
             if on_step is not None and on_step(i + 1, steps, x) is False:
                 raise Cancelled(i + 1, steps, x)
         return x, predict.accounts(x)
@@ -313,11 +314,11 @@ def _embeddings(given: Tensor | Sequence[Tensor]) -> list[list[Tensor]]:
     return rows
 
 
-def _check_steps(finite: Sequence[Tensor], steps: int, dtype: torch.dtype) -> None:
-    """Whether each step so far left finite latents."""
+def _check_steps(finite: Sequence[Tensor], first: int, steps: int, dtype: torch.dtype) -> None:
+    """Whether each of the steps from `first` on left finite latents."""
     good = torch.stack(list(finite)).tolist()
     if not all(good):
-        raise _not_finite(f"step {good.index(False) + 1} of {steps}: the latents are", dtype)
+        raise _not_finite(f"step {first + good.index(False)} of {steps}: the latents are", dtype)
 
 
 def _check_finite(x: Tensor, what: str, dtype: torch.dtype) -> None:

@@ -57,9 +57,7 @@ def test_the_seed_decides_the_video() -> None:
     assert not np.array_equal(first.frames, other.frames)
 
 
-@pytest.mark.xfail(
-    reason="the autoencoder reaches 28.5 dB after 64 minutes and 95 of its decoder; docs/training.md has the next step"
-)
+@pytest.mark.xfail(reason="the autoencoder reaches 28.3 dB on 40 clips; docs/training.md has the next step")
 def test_reconstructions_reach_30_db() -> None:
     pool = ClipPool((128, 128, 17), 4, np.random.default_rng(10**6))
     assert psnr(embedded().vae, pool.batch(4)) >= 30

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -59,28 +59,32 @@ def on_grids(dtype: torch.dtype) -> Iterator[Call]:
         yield "causal_conv3d", (x, weight, None, None, empty(C))
 
 
+def on(gpu: Any, name: str, args: Any, put: Callable[[Tensor], Tensor] | None = None) -> list[Any]:
+    """Return arguments with their tensors on the fake GPU, where `put` (None: a copy) brings them."""
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, list):
+            return [moved(v) for v in value]
+        return (put or gpu.put)(value) if isinstance(value, Tensor) else value
+
+    bound = ops.OPS[name].bind(args, {})
+    return [v if n == ON_HOST.get(name) else moved(v) for n, v in zip(ops.OPS[name].names, bound, strict=True)]
+
+
 def launches(gpu: FakeGpu) -> dict[str, Launch]:
     """What every kernel is launched with, by the kernel's readable name; of several launches the last."""
     found = {}
+
+    def room(t: Tensor) -> Tensor:
+        base = t if t._base is None else t._base
+        return gpu.empty(base).as_strided(t.shape, t.stride(), t.storage_offset())
+
     for dtype in DTYPES:
         for name, args in (*by_tokens(dtype), *on_grids(dtype)):
             gpu.reset()
             gpu.execute = False
-            there = [value if n == ON_HOST.get(name) else _on(gpu, value) for n, value in _named(name, args)]
+            there = on(gpu, name, args, room)
             with gpu:
                 ops.OPS[name](*there, backend="cuda")
             found |= {readable(launch.kernel): launch for launch in gpu.launches}
     return found
-
-
-def _named(name: str, args: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
-    return zip(ops.OPS[name].names, ops.OPS[name].bind(args, {}), strict=True)
-
-
-def _on(gpu: FakeGpu, value: Any) -> Any:
-    if isinstance(value, list):
-        return [_on(gpu, v) for v in value]
-    if not isinstance(value, Tensor):
-        return value
-    base = value if value._base is None else value._base
-    return gpu.empty(base).as_strided(value.shape, value.stride(), value.storage_offset())

@@ -18,7 +18,7 @@ import torch
 from close import error, to
 from gpu.aligned import CASES, Case
 from gpu.fake_gpu import STREAM, FakeGpu, build
-from gpu.launches import ON_HOST
+from gpu.launches import on
 from ptx.counters import Counters
 from ptx.facts import ARCHS, Facts, blocks_per_sm
 from ptx.names import readable
@@ -84,15 +84,7 @@ def of_cuda(gpu: FakeGpu, name: str, known: dict[str, dict[str, str]]) -> Line:
     op, args = ops.OPS[case.op], CASES[name].args()
     gpu.reset()
 
-    def put(value: Any) -> Any:
-        if isinstance(value, list):
-            return [put(v) for v in value]
-        return gpu.put(value) if isinstance(value, Tensor) else value
-
-    bound = zip(op.names, op.bind(args, {}), strict=True)
-    there = [v if n == ON_HOST.get(case.op) else put(v) for n, v in bound]
-    if case.op == "noise":
-        there = [*args, 0, (0, 0, 0), "cuda:0"]
+    there = [*args, 0, (0, 0, 0), "cuda:0"] if case.op == "noise" else on(gpu, case.op, args)
     with gpu:
         result = op(*there, backend="cuda")
     if gpu.error is not None:

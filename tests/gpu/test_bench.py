@@ -51,6 +51,7 @@ def test_a_case_runs_on_the_device(with_events, name):
         "cuda"
     }
     assert gpu.launches
+    assert bench.Report.of(rows, "tiny", "cuda").machine["device"] == "fake GPU"
     for row in rows:
         assert row.milliseconds.median == 1.0 and row.percent is not None
         assert row.error is None or row.error < (1e-4 if row.dtype == "fp32" else 0.05)

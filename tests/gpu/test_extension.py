@@ -8,7 +8,7 @@ import pytest
 import torch
 from close import assert_close, to
 from gpu.fake_gpu import STREAM
-from gpu.launches import ON_HOST
+from gpu.launches import on
 from torch import Tensor
 
 from pysora import ops
@@ -64,18 +64,6 @@ CALLS = calls()
 EVERY_CALL = pytest.mark.parametrize(
     ("name", "args"), [pytest.param(n, a, id=f"{n}-{i}") for n, made in CALLS.items() for i, a in enumerate(made)]
 )
-
-
-def on(gpu: Any, name: str, args: Any) -> list[Any]:
-    """Return arguments with their tensors on the fake GPU."""
-
-    def put(value: Any) -> Any:
-        if isinstance(value, list):
-            return [put(v) for v in value]
-        return gpu.put(value) if isinstance(value, Tensor) else value
-
-    bound = ops.OPS[name].bind(args, {})
-    return [v if n == ON_HOST.get(name) else put(v) for n, v in zip(ops.OPS[name].names, bound, strict=True)]
 
 
 def as_list(result: Any) -> list[Tensor]:
