@@ -1,7 +1,8 @@
 """A judge of clips of the drawn world by image analysis alone: it sees frames, never prompts, seeds or latents.
 
 The setting is the nearest of drawn empty examples, the subject what differs from it, its colour a vote of its inner
-pixels, its class the most similar drawn silhouette, its motion a reading of its path.
+pixels, its class the most similar drawn silhouette, its motion a reading of its path. Where a blurred subject ends is
+not known beforehand: of several outlines the one that is most like a drawn silhouette counts.
 """
 
 from __future__ import annotations
@@ -43,14 +44,16 @@ def judge(frames: npt.NDArray[np.uint8]) -> Judgement:
     if place is None:
         return NOTHING
     setting, background, ground = place
-    subject = segment(pictures, background, ground)
-    if subject.found.mean() < _PRESENT:
-        return Judgement(None, None, setting, None)
-    seen, masks, boxes = pictures[subject.found], subject.masks[subject.found], subject.boxes[subject.found]
-    cls = class_of(seen, masks, boxes)
-    if cls is None:
-        return Judgement(None, None, setting, None)
-    return Judgement(cls, colour_of(seen, masks), setting, motion_of(seen, masks, boxes))
+    likeliest, likeness = Judgement(None, None, setting, None), 0.0
+    for subject in segment(pictures, background, ground):
+        if subject.found.mean() < _PRESENT:
+            continue
+        seen, masks, boxes = pictures[subject.found], subject.masks[subject.found], subject.boxes[subject.found]
+        found = class_of(seen, masks, boxes)
+        if found and found[1] > likeness:
+            cls, likeness = found
+            likeliest = Judgement(cls, colour_of(seen, masks), setting, motion_of(seen, masks, boxes))
+    return likeliest
 
 
 def _working(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

@@ -45,8 +45,9 @@ def colour_of(frames: Pixels, masks: Mask) -> str | None:
     return COLOURS[int(np.bincount(nearest, minlength=len(COLOURS)).argmax())]
 
 
-def class_of(frames: Pixels, masks: Mask, boxes: npt.NDArray[np.float64]) -> str | None:
-    """The class whose drawn examples the silhouettes and their insides are most alike over all frames, or None.
+def class_of(frames: Pixels, masks: Mask, boxes: npt.NDArray[np.float64]) -> tuple[str, float] | None:
+    """The class whose drawn examples the silhouettes and their insides are most alike over all frames, and how much, or
+    None.
 
     frames [F,H,W,3] 0..255, masks [F,H,W], boxes [F,4]; frames without a subject are left out by the caller.
     """
@@ -60,7 +61,7 @@ def class_of(frames: Pixels, masks: Mask, boxes: npt.NDArray[np.float64]) -> str
     best = by_class.max(-1).mean(0)
     fit = overlap.reshape(by_class.shape).max(-1).mean(0)
     winner = int(best.argmax())
-    return CLASSES[winner] if fit[winner] > _UNLIKE else None
+    return (CLASSES[winner], float(best[winner])) if fit[winner] > _UNLIKE else None
 
 
 def _normalised(frames: Pixels, masks: Mask, boxes: npt.NDArray[np.float64]) -> tuple[Pixels, Pixels]:

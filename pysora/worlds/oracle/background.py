@@ -24,6 +24,8 @@ _FARTHEST = 22.0
 _AGREEMENT = 30.0
 #: A pixel further than this from the empty setting belongs to the subject.
 _CONTRAST = 16.0
+#: The same as shares of what the subject's inner pixels differ by: a blurred outline lies where half of it is left.
+_SHARES = (0.5, 0.7)
 #: Smallest subject, as a share of the shorter side's square.
 _SMALLEST = 0.02
 #: Lines of the setting's example are looked for this many pixels to each side.
@@ -64,22 +66,39 @@ def recognise(frames: Pixels) -> tuple[str, Pixels, float] | None:
     return SETTINGS[best // _EXAMPLES], _fitted(frames, picture), grounds[best]
 
 
-def segment(frames: Pixels, background: Pixels, ground: float) -> Subject:
-    """The largest region of each frame [F,H,W,3] that differs from the empty setting; shadows do not count."""
-    short = min(frames.shape[1:3])
+def segment(frames: Pixels, background: Pixels, ground: float) -> list[Subject]:
+    """The subject of frames [F,H,W,3], cut out at several contrasts: the largest region that differs from the setting.
+
+    The first has the faintest differences: a subject with pale parts is whole there alone. A blurred one has its outline
+    at half of its contrast, and a halo around it before.
+    """
     low, high = _range(background)
     smooth = smoothed(frames)
-    masks = np.maximum(low - smooth, smooth - high).max(-1) > _CONTRAST
-    masks &= ~_shadows(smooth, background, ground, short)
-    masks = _bridged(smooth, masks)
-    masks[:, min(round(ground), masks.shape[1]) :] = False
+    difference = np.maximum(low - smooth, smooth - high).max(-1)
+    ignored = _shadows(smooth, background, ground, min(frames.shape[1:3]))
+    ignored[:, min(round(ground), ignored.shape[1]) :] = True
+    faint = _regions(smooth, difference > _CONTRAST, ignored)
+    inner = difference[shrunk(faint, 2)]
+    limits = [share * float(np.median(inner)) for share in _SHARES] if inner.size else []
+    stronger = [_regions(smooth, difference > limit, ignored) for limit in limits if limit > _CONTRAST]
+    return [_measured(masks) for masks in (faint, *stronger)]
+
+
+def _regions(frames: Pixels, different: Mask, ignored: Mask) -> Mask:
+    """The largest whole region of each frame where it is `different` [F,H,W], but not `ignored` [F,H,W]."""
+    masks = _bridged(frames, different & ~ignored) & ~ignored
     # A white subject on snow is an outline with gaps: what it would enclose with them closed belongs to it.
     closed = shrunk(grown(masks, _GAP), _GAP)
     enclosed = np.stack([filled(mask) for mask in closed]) & ~closed
     masks = np.stack([filled(largest(mask)) for mask in shrunk(grown(masks, 1), 1) | grown(enclosed, _GAP)])
-    masks = np.stack([largest(mask) for mask in grown(shrunk(masks, _THIN), _THIN) & masks])
+    return np.stack([largest(mask) for mask in grown(shrunk(masks, _THIN), _THIN) & masks])
+
+
+def _measured(masks: Mask) -> Subject:
+    """The subject with these masks [F,H,W]: where it is large enough to be one, and its boxes there."""
+    short = min(masks.shape[1:])
     found = masks.sum((1, 2)) > _SMALLEST * short * short
-    boxes = np.full((len(frames), 4), np.nan)
+    boxes = np.full((len(masks), 4), np.nan)
     for index in np.flatnonzero(found):
         across, down = np.flatnonzero(masks[index].any(0)), np.flatnonzero(masks[index].any(1))
         boxes[index] = (across[0], down[0], across[-1] + 1, down[-1] + 1)
