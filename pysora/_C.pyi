@@ -16,6 +16,9 @@ class Raw:
 def cpu_isa() -> str:
     """Return the instruction set whose kernels run: the best of `cpu_isas`, or what PYSORA_CPU_ISA names."""
 
+def use_large_pages(address: int, bytes: int) -> None:
+    """Ask the system for large pages in this stretch of memory."""
+
 def cpu_isas() -> list[str]:
     """Return the instruction sets that this processor runs, best first."""
 
@@ -156,6 +159,7 @@ def spacetime_attention(
     key_bias: Tensor | Raw | None,
     q_offsets: Tensor | Raw | None,
     k_offsets: Tensor | Raw | None,
+    int8: bool,
     out: Tensor | Raw,
     lse: Tensor | Raw | None,
     workspace: Tensor | Raw | None,

@@ -19,7 +19,7 @@ class Approximation:
         part of itself; 0 computes every step.
     guidance_interval: (lowest, highest) noise level, 0 (clean) to 1 (noise), where the negative prompt counts; outside
         of it the transformer runs for the prompt alone.
-    int8: whether the linear layers of the transformer's blocks round weights and tokens to 8 bits.
+    int8: whether the transformer's blocks multiply in 8-bit integers: linear layers, and queries by many keys.
     """
 
     max_error: float = 0.0
@@ -63,7 +63,7 @@ def summary(accounts: Sequence[Mapping[str, Any]]) -> str:
     """One line about all videos of a call, from their `meta["approximation"]`."""
     total = {name: sum(account[name] for account in accounts) for name in _COUNTS}
     steps = total["steps_computed"] + total["steps_reused"]
-    rounded = "linear layers in 8 bits; " if accounts[0]["int8"] else ""
+    rounded = "products in 8 bits; " if accounts[0]["int8"] else ""
     error = max(account["estimated_error"] for account in accounts)
     return (
         f"{rounded}left out: {total['steps_reused']} of {steps} steps, "

@@ -67,7 +67,8 @@ def generate(
         typer.Option(metavar="LOW HIGH", help="Noise levels with guidance, 0 to 1.", show_default="the preset's"),
     ] = None,
     int8: Annotated[
-        bool | None, typer.Option("--int8/--no-int8", help="Linear layers in 8 bits.", show_default="the preset's")
+        bool | None,
+        typer.Option("--int8/--no-int8", help="Products in 8 bits.", show_default="the preset's"),
     ] = None,
 ) -> None:
     """Make a video for each prompt.

@@ -53,7 +53,7 @@ def generate(
     preset: "exact", or "fast", which leaves work out and says in `Video.meta["approximation"]` what, and how wrong the
         latents are estimated to be; docs/fast.md. max_error, guidance_interval, int8: one of its knobs, over the
         preset's: the relative change up to which the transformer's output is reused (0 to 1; 0: never); the (lowest,
-        highest) noise level with guidance (0 to 1); linear layers in 8 bits.
+        highest) noise level with guidance (0 to 1); products in 8 bits.
     latents: fp32 [C, T, H, W] or [B, C, T, H, W], start from these instead of noise.
     prompt_embeds: instead of a prompt, [M, text_dim] or [B, M, text_dim] of the text encoder (zero rows at the end are
         padding), or a pair of these for the prompt and the negative prompt.

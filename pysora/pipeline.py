@@ -271,7 +271,7 @@ class Pipeline:
         return x, predict.accounts(x)
 
     def _in_int8(self) -> DiT:
-        """The transformer with linear layers in 8 bits, made once: half of a bf16 model's memory more."""
+        """The transformer with products in 8 bits, made once: half of a bf16 model's memory more."""
         if self._rounded is None:
             self._rounded = in_int8(self.dit)
         return self._rounded

@@ -20,8 +20,9 @@ import pysora
 from pysora.approximation import EXACT, FAST, PRESETS, Approximation
 from pysora.cli import app
 from pysora.loading import embedded
+from pysora.models import projection
 from pysora.models.dit import TextContext
-from pysora.models.projection import Int8Projection, Projection, in_int8, int8_bytes
+from pysora.models.projection import Attend, Int8Attend, Int8Projection, Projection, in_int8, int8_bytes
 from pysora.pipeline import Pipeline
 from pysora.prediction import Predictor, guided_steps, reuse_bytes
 from pysora.request import Defaults, Grid, Request, check_request
@@ -368,7 +369,7 @@ def test_the_command_line_says_what_was_left_out(tmp_path: Path) -> None:
     assert "left out: 0 of 8 steps, guidance in 4 of the others, 25% of the" in said("--guidance-interval", "0.8", "1")
     reused = said("--preset", "fast", "--max-error", "0.4")
     assert re.search(r"left out: [1-5] of 8 steps, .*% of the transformer's calls; estimated error \d+\.\d%", reused)
-    assert re.search(r"linear layers in 8 bits; left out: 0 of 8 steps, .*estimated error \d", said("--int8"))
+    assert re.search(r"products in 8 bits; left out: 0 of 8 steps, .*estimated error \d", said("--int8"))
     assert "preset must be one of exact, fast" in said("--preset", "slow", code=2)
 
 
@@ -392,6 +393,17 @@ def test_eight_bits_are_a_copy_beside_the_model(tmp_path: Path) -> None:
     assert before.latents is not None and after.latents is not None and eight.latents is not None
     assert torch.equal(before.latents, after.latents) and not torch.equal(before.latents, eight.latents)
     assert eight.meta["approximation"]["int8"] and not before.meta["approximation"]["int8"]
+
+
+def test_scores_in_eight_bits_where_they_gain(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = (torch.randn(1, 40, 2, 16) for _ in range(3))
+    exact, eight = Attend()(q, k, v), Int8Attend()
+    assert torch.equal(eight(q, k, v), exact)
+    monkeypatch.setattr(projection, "FEWEST_KEYS", 40)
+    near = eight(q, k, v)
+    assert not torch.equal(near, exact) and (near - exact).norm() <= 0.03 * exact.norm()
+    half = [t.half() for t in (q, k, v)]  # no kernel takes it, and the reference would write all scores out
+    assert torch.equal(eight(*half), Attend()(*half))
 
 
 def test_half_precision_reuses_in_its_own_dtype(tmp_path: Path) -> None:

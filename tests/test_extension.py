@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,7 +79,7 @@ def test_raw_memory_gives_the_same_result():
     q = torch.randn(1, 9, 2, 16)
     out, scratch = torch.full_like(q, torch.nan), torch.empty(_C.spacetime_attention_workspace(2, 9, 16, 1))
     raw = [_C.Raw(t.data_ptr(), "float32", t.shape, t.stride(), "cpu") for t in (q, out, scratch)]
-    _C.spacetime_attention(raw[0], raw[0], raw[0], 0.25, None, None, None, raw[1], None, raw[2], 1)
+    _C.spacetime_attention(raw[0], raw[0], raw[0], 0.25, None, None, None, False, raw[1], None, raw[2], 1)
     assert torch.equal(out, ops.spacetime_attention(q, q, q, backend="cpu"))
 
 
@@ -89,6 +90,23 @@ def test_a_torch_without_the_exchange_table_still_works(monkeypatch):
     expected = ops.patch_embed(video, weight, backend="cpu")
     monkeypatch.setattr(_cpu, "has_exchange_table", lambda: False)
     assert torch.equal(ops.patch_embed(video, weight, backend="cpu"), expected)
+
+
+def test_large_results_ask_for_large_pages(monkeypatch):
+    from pysora.ops import _cpu
+
+    asked = []
+    monkeypatch.setattr(_cpu, "native", lambda: SimpleNamespace(use_large_pages=lambda *area: asked.append(area)))
+    small, large = torch.empty(4), torch.empty(_cpu.LARGE // 4)
+    assert _cpu.placed(small) is small and _cpu.placed(large) is large
+    assert asked == [(large.data_ptr(), large.nbytes)]
+
+
+def test_large_pages_leave_the_values():
+    values = torch.arange(1 << 21)
+    for first, count in ((0, values.nbytes), (3, 5), (4000, 4100), (8, 0)):
+        _C.use_large_pages(values.data_ptr() + first, count)
+    assert torch.equal(values, torch.arange(1 << 21))
 
 
 def test_refusals_name_the_argument():
@@ -107,4 +125,4 @@ def test_refusals_name_the_argument():
         _C.noise(out, 0, 0, [0, 0, 0], 0)
     q = torch.zeros(1, 4, 1, 8)
     with pytest.raises(ValueError, match="workspace: need at least"):
-        _C.spacetime_attention(q, q, q, 1.0, None, None, None, q.clone(), None, torch.empty(3), 1)
+        _C.spacetime_attention(q, q, q, 1.0, None, None, None, False, q.clone(), None, torch.empty(3), 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -154,11 +155,18 @@ def test_noise_levels_are_zero_where_frames_are_known() -> None:
     levels, known = diffusion.noise_levels(400, 5, np.random.default_rng(0))
     assert float(levels[known].abs().max()) == 0
     assert 0.15 < float(known.any(1).float().mean()) < 0.35
-    # The median of sigmoid(normal) is a half; the shift s takes it to s / (1 + s).
-    assert float(levels[~known].median()) == pytest.approx(diffusion.SHIFT / (1 + diffusion.SHIFT), abs=0.02)
-    images, none = diffusion.noise_levels(50, 1, np.random.default_rng(0))
+    images, none = diffusion.noise_levels(20000, 1, np.random.default_rng(0))
     assert not none.any()
     assert float(images.min()) > 0
+
+    def above(level: float, shift: float) -> float:
+        """The shift s multiplies the odds of sigmoid(n) by s, n normal."""
+        return 0.5 * math.erfc(math.log(level / (1 - level) / shift) / math.sqrt(2))
+
+    for level in (0.5, 0.9):
+        less, usual = above(level, diffusion.DETAIL_SHIFT), above(level, diffusion.SHIFT)
+        expected = usual + diffusion.DETAIL_SHARE * (less - usual)
+        assert float((images > level).float().mean()) == pytest.approx(expected, abs=0.015)
 
 
 def test_occupancy_is_the_share_of_each_cell() -> None:

@@ -1,3 +1,6 @@
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include "pysora/cpu.h"
 #include "pysora/cuda.h"
 #include "pysora/parallel.h"
@@ -10,6 +13,22 @@ namespace pysora {
 #include "pysora/ops.def"
 }  // namespace pysora
 
+namespace {
+
+// Asks the system for large pages from here on. Memory that was just mapped is cleared when it is first touched, and
+// page by page that takes longer than most kernels. Nothing is lost where it is refused.
+void use_large_pages(std::uintptr_t address, std::size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+  const std::uintptr_t first = (address + page - 1) / page * page, last = (address + bytes) / page * page;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)address, (void)bytes;
+#endif
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
   namespace py = pybind11;
   m.doc() = "Native kernels of pysora. Tensors are borrowed; outputs and workspaces are made by the caller.";
@@ -20,6 +39,7 @@ PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
   m.def("cpu_isa", [] { return pysora::cpu().isa; });
   m.def("cpu_isas", &pysora::cpu_isas);
   m.def("use_cpu_isa", &pysora::use_cpu_isa, py::arg("isa"));
+  m.def("use_large_pages", &use_large_pages, py::arg("address"), py::arg("bytes"));
   m.def("build_info", [] {
     py::dict info;
     info["version"] = PYSORA_VERSION;

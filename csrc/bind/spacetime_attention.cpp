@@ -37,7 +37,7 @@ void bind_spacetime_attention(py::module_& m) {
   m.def(
       "spacetime_attention",
       [](py::handle q_, py::handle k_, py::handle v_, float scale, py::handle key_bias_, py::handle q_offsets_,
-         py::handle k_offsets_, py::handle out_, py::handle lse_, py::handle workspace_, int threads,
+         py::handle k_offsets_, bool int8, py::handle out_, py::handle lse_, py::handle workspace_, int threads,
          std::uintptr_t stream) {
         Call call("spacetime_attention", threads, stream);
         const Tensor q(call, q_, "q"), k(call, k_, "k"), v(call, v_, "v"), out(call, out_, "out");
@@ -64,7 +64,7 @@ void bind_spacetime_attention(py::module_& m) {
         }
         if (!lse_.is_none())
           p.lse = Tensor(call, lse_, "lse").shape({p.B, p.N, p.Lq}).dtype(Dtype::f32).contiguous().data<float>();
-        p.scale = scale, p.threads = call.threads();
+        p.scale = scale, p.int8 = int8, p.threads = call.threads();
         if (call.on_cpu()) {
           const Tensor workspace(call, workspace_, "workspace");
           p.workspace = workspace.ndim(1).dtype(Dtype::f32).contiguous().data<float>();
@@ -76,7 +76,7 @@ void bind_spacetime_attention(py::module_& m) {
         call.run(p, cpu().spacetime_attention, cuda::kernels().spacetime_attention);
       },
       py::arg("q"), py::arg("k"), py::arg("v"), py::arg("scale"), py::arg("key_bias"), py::arg("q_offsets"),
-      py::arg("k_offsets"), py::arg("out"), py::arg("lse"), py::arg("workspace"), py::arg("threads"),
+      py::arg("k_offsets"), py::arg("int8"), py::arg("out"), py::arg("lse"), py::arg("workspace"), py::arg("threads"),
       py::arg("stream") = 0);
 }
 

@@ -7,6 +7,8 @@
 namespace pysora::PYSORA_ISA {
 namespace {
 
+constexpr std::int64_t kPastCaches = 64 << 20;  // bytes
+
 template <class T>
 struct PatchEmbed {
   using Elem = typename Product<T>::Elem;
@@ -16,6 +18,9 @@ struct PatchEmbed {
   const std::int64_t pt = p.weight_shape[2], ph = p.weight_shape[3], pw = p.weight_shape[4];
   const std::int64_t t = p.video_shape[2] / pt, h = p.video_shape[3] / ph, w = p.video_shape[4] / pw;
   const std::int64_t L = t * h * w;
+  // More than the caches hold: what comes next reads it from memory anyway.
+  const bool streams = p.video_shape[0] * L * D * static_cast<std::int64_t>(sizeof(T)) >= kPastCaches && D % W == 0 &&
+                       reinterpret_cast<std::uintptr_t>(p.out) % (W * sizeof(T)) == 0;
 
   // Copies the C*pt*ph*pw values from `offset` on. Lines of the usual length 2 are known to the compiler.
   void gather(const void* base, const std::int64_t* strides, std::int64_t offset, float* to) const {
@@ -55,7 +60,9 @@ struct PatchEmbed {
         },
         [&](std::int64_t token, std::int64_t d, Vec y, auto lanes) __attribute__((always_inline)) {
           if (p.bias) y = y + bias(d, lanes);
-          store_flushed(static_cast<T*>(p.out) + token * D + d, y, lanes);
+          T* place = static_cast<T*>(p.out) + token * D + d;
+          if (streams) return store_streamed(place, y);
+          store_flushed(place, y, lanes);
         });
   }
 };

@@ -23,9 +23,10 @@ template <class Unit>
 constexpr std::int64_t kRun = Unit::per == 1 ? 256 : INT64_MAX;
 static_assert(kVectors * W <= kLanes && kBlock % kTile == 0 && kBlock % W == 0, "block sizes");
 
-// How values are held in units: Elem in memory, `per` of them in a unit, `dot` multiplies and adds.
+// How values are held in units: Elem in memory, `per` of them in a unit, `dot` multiplies and adds to a Sum.
 struct F32Unit {
   using Elem = float;
+  using Sum = Vec;
   static constexpr int per = 1;
   static Vec dot(Vec sum, Vec a, Vec b) { return fma(a, b, sum); }
 };
@@ -33,6 +34,7 @@ struct F32Unit {
 #if defined(__AVX512BF16__)
 struct Bf16Unit {
   using Elem = Bf16;
+  using Sum = Vec;
   static constexpr int per = 2;
   static Vec dot(Vec sum, Vec a, Vec b) {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
@@ -41,13 +43,14 @@ struct Bf16Unit {
 #endif
 
 #if defined(__AVX512VNNI__)
-struct Int8Unit {  // the row that is spread over the lanes is signed, those in the lanes are not; sums are integers
+struct Int8Unit {  // the row that is spread over the lanes is signed, those in the lanes are not
   using Elem = std::int8_t;
+  using Sum = IVec;  // GCC 12 keeps sums that change between integers and floats in two registers
   static constexpr int per = 4;
-  static Vec dot(Vec sum, Vec a, Vec b) {
+  static IVec dot(IVec sum, Vec a, Vec b) {
     const __m512i total =
         _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(b), reinterpret_cast<__m512i>(a));
-    return reinterpret_cast<Vec>(total);
+    return reinterpret_cast<IVec>(total);
   }
 };
 #endif
@@ -93,8 +96,9 @@ inline void convert(std::int8_t x, std::int8_t& y) {
 // sum[r][v] += one[r * row + d * step] * lanes[d * stride][v] for d < depth: a unit of one operand meets whole vectors
 // of the other. Offsets count units. With kTile rows and V = 4 (AVX-512) or 2 vectors the sums fill the registers.
 template <class Unit, int R, int V>
-inline __attribute__((always_inline)) void dots(Vec (&sum)[R][V], const float* one, std::int64_t row, std::int64_t step,
-                                                const float* lanes, std::int64_t stride, std::int64_t depth) {
+inline __attribute__((always_inline)) void dots(typename Unit::Sum (&sum)[R][V], const float* one, std::int64_t row,
+                                                std::int64_t step, const float* lanes, std::int64_t stride,
+                                                std::int64_t depth) {
   for (std::int64_t d = 0; d < depth; ++d) {
     Vec columns[V];
     for (int v = 0; v < V; ++v) columns[v] = load(lanes + d * stride + v * W);
@@ -210,18 +214,20 @@ struct Product {
       float* totals = results + i * NV * W;  // in memory: beside a run's sums they would not fit the registers
       for (std::int64_t d = 0;; d += kRun<Unit>) {
         const bool last = depth - d <= kRun<Unit>;
-        Vec sum[R][NV] = {};
-        dots<Unit>(sum, units + i * stride + d, stride, 1, lanes + d * NV * W, NV * W, last ? depth - d : kRun<Unit>);
-        if (d > 0)
-          for (int r = 0; r < R; ++r)
-            for (int v = 0; v < NV; ++v) sum[r][v] = sum[r][v] + load(totals + (r * NV + v) * W);
-        if (last && along == Along::rows && n == NV * W) {  // straight from the registers
-          for (int r = 0; r < R; ++r)
-            for (int v = 0; v < NV; ++v) finish(e + i + r, first + v * W, sum[r][v], Whole{});
-          return true;
-        }
+        typename Unit::Sum sums[R][NV] = {};
+        dots<Unit>(sums, units + i * stride + d, stride, 1, lanes + d * NV * W, NV * W, last ? depth - d : kRun<Unit>);
+        const bool from_registers = last && along == Along::rows && n == NV * W;
         for (int r = 0; r < R; ++r)
-          for (int v = 0; v < NV; ++v) store(totals + (r * NV + v) * W, sum[r][v]);
+          for (int v = 0; v < NV; ++v) {
+            float* total = totals + (r * NV + v) * W;
+            Vec sum = reinterpret_cast<Vec>(sums[r][v]);
+            if (d > 0) sum = sum + load(total);
+            if (from_registers) {
+              finish(e + i + r, first + v * W, sum, Whole{});
+            } else {
+              store(total, sum);
+            }
+          }
         if (last) return true;
       }
     });

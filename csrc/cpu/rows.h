@@ -50,6 +50,25 @@ inline void store_flushed(Bf16* p, Vec v) {
   store(p, v);
 #endif
 }
+// As `store_flushed`, to a multiple of the vector's size, past the caches where the instruction set can: a line that is
+// written whole need not be read before. Whoever waits for the task sees it (parallel.h).
+inline void store_streamed(float* p, Vec v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, v);
+#elif defined(__AVX2__)
+  _mm256_stream_ps(p, v);
+#else
+  store(p, v);
+#endif
+}
+inline void store_streamed(Bf16* p, Vec v) {
+#if defined(__AVX512BF16__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)));
+#else
+  store_flushed(p, v);
+#endif
+}
+
 template <class T>
 void store_flushed(T* p, Vec v, Whole) {
   store_flushed(p, v);

@@ -1,60 +1,59 @@
 #include "pysora/sampler_step.h"
 
 #include "pysora/parallel.h"
-#include "simd.h"
+#include "rows.h"
 
-// One pass over memory: each task holds a stretch of the guided prediction in the first-level cache and makes every
-// result's stretch from it. This file relies on -ffp-contract=off: its bits are the reference's.
+// One pass over memory, all results of a vector at once: ten streams a page apart would drive each other out of the
+// first-level cache before they are read again. This file relies on -ffp-contract=off: its bits are the reference's.
 namespace pysora::PYSORA_ISA {
 namespace {
 
-constexpr std::int64_t kStretch = 1024;
+constexpr std::int64_t kTask = 4096;
 
-template <class T>
-float rounded(float x) {
-  T y;
-  from_float(x, y);
-  return to_float(y);
+// As `from_float` rounds.
+inline Vec rounded(Vec x, float) {
+  return x;
+}
+inline Vec rounded(Vec x, Bf16) {
+  const UVec u = reinterpret_cast<UVec>(x);
+  const UVec near = (u + 0x7FFF + (u >> 16 & 1)) & 0xFFFF0000;
+  return x != x ? from_bits(IVec{} + 0x7FC00000) : reinterpret_cast<Vec>(near);
+}
+
+template <class T, class Lanes>
+Vec guide(const SamplerStepParams& p, std::int64_t i, Lanes lanes) {
+  const Vec cond = load(static_cast<const T*>(p.prediction) + i, lanes);
+  if (!p.uncond) return cond;
+  const Vec base = load(static_cast<const T*>(p.uncond) + i, lanes);
+  const Vec away = rounded(p.guidance * rounded(cond - base, T{}), T{});
+  return rounded(base + away, T{});
 }
 
 template <class T>
-void guide(const SamplerStepParams& p, std::int64_t first, std::int64_t n, float* guided) {
-  const T* cond = static_cast<const T*>(p.prediction) + first;
-  if (!p.uncond) {
-    for (std::int64_t i = 0; i < n; ++i) guided[i] = to_float(cond[i]);
-    return;
-  }
-  const T* uncond = static_cast<const T*>(p.uncond) + first;
-  for (std::int64_t i = 0; i < n; ++i) {
-    const float base = to_float(uncond[i]);
-    const float away = rounded<T>(p.guidance * rounded<T>(to_float(cond[i]) - base));
-    guided[i] = rounded<T>(base + away);
-  }
+void run(const SamplerStepParams& p) {
+  parallel_for(p.threads, ceil_div(p.n, kTask), [&](std::int64_t task, int) {
+    const std::int64_t first = task * kTask;
+    sweep(p.n - first < kTask ? p.n - first : kTask, [&](std::int64_t offset, auto lanes) {
+      const std::int64_t i = first + offset;
+      const Vec guided = guide<T>(p, i, lanes), sample = load(p.sample + i, lanes);
+      for (int r = 0; r < p.R; ++r) {
+        const float* c = p.coefficients[r];
+        Vec total = c[0] * sample + c[1] * guided;
+        for (int j = 2; j < p.J; ++j) total = total + c[j] * load(p.others[j - 2] + i, lanes);
+        store(p.outs[r] + i, total, lanes);
+      }
+    });
+  });
 }
 
 }  // namespace
 
 void sampler_step(const SamplerStepParams& p) {
-  parallel_for(p.threads, (p.n + kStretch - 1) / kStretch, [&](std::int64_t task, int) {
-    const std::int64_t first = task * kStretch, n = p.n - first < kStretch ? p.n - first : kStretch;
-    float guided[kStretch];
-    if (p.dtype == Dtype::f32) {
-      guide<float>(p, first, n, guided);
-    } else {
-      guide<Bf16>(p, first, n, guided);
-    }
-    for (int r = 0; r < p.R; ++r) {
-      const float* c = p.coefficients[r];
-      const float* sample = p.sample + first;
-      float total[kStretch];
-      for (std::int64_t i = 0; i < n; ++i) total[i] = c[0] * sample[i] + c[1] * guided[i];
-      for (int j = 2; j < p.J; ++j) {
-        const float* other = p.others[j - 2] + first;
-        for (std::int64_t i = 0; i < n; ++i) total[i] = total[i] + c[j] * other[i];
-      }
-      std::memcpy(p.outs[r] + first, total, static_cast<std::size_t>(n) * sizeof(float));
-    }
-  });
+  if (p.dtype == Dtype::f32) {
+    run<float>(p);
+  } else {
+    run<Bf16>(p);
+  }
 }
 
 }  // namespace pysora::PYSORA_ISA

@@ -6,6 +6,7 @@ The baselines are what a user of torch or diffusers runs today, written as plain
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -70,18 +71,20 @@ def gate_residual(dtype: str, size: str, tokens: Sequence[int]) -> list[Case]:
     ]
 
 
+def _turned(x: Tensor, gain: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RMS norm over all heads' channels of `[1, L, N, K]`, then rotation by position, step by step."""
+    x = F.rms_norm(x.flatten(2), (gain.shape[0],), gain, 1e-6).unflatten(2, (-1, x.shape[3]))
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.empty_like(x)
+    turned[..., 0::2] = even * cos[:, None] - odd * sin[:, None]
+    turned[..., 1::2] = even * sin[:, None] + odd * cos[:, None]
+    return turned
+
+
 def qk_norm_rope(dtype: str, size: str, tokens: Sequence[int]) -> list[Case]:
     """x is read and written once, and so are a cosine and a sine for each pair of a token's channels of one head."""
     L, D = TOKENS[size], WIDTH[size]
     K = {"full": 128, "quick": 64, "tiny": 16}[size]
-
-    def plain(x: Tensor, gain: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = F.rms_norm(x.flatten(2), (D,), gain, 1e-6).unflatten(2, (-1, K))
-        even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-        turned = torch.empty_like(x)
-        turned[..., 0::2] = even * cos[:, None] - odd * sin[:, None]
-        turned[..., 1::2] = even * sin[:, None] + odd * cos[:, None]
-        return turned
 
     return [
         Case(
@@ -95,7 +98,7 @@ def qk_norm_rope(dtype: str, size: str, tokens: Sequence[int]) -> list[Case]:
                 draw(L, K // 2, fp32=True).sin(),
             ),
             ours=ops.qk_norm_rope,
-            rivals={"torch": plain},
+            rivals={"torch": _turned},
             unit="GB/s",
             amount=2 * L * D * item(dtype) + 4 * L * K,
             intensity=3 / item(dtype),
@@ -106,41 +109,89 @@ def qk_norm_rope(dtype: str, size: str, tokens: Sequence[int]) -> list[Case]:
 
 
 def spacetime_attention(dtype: str, size: str, tokens: Sequence[int]) -> list[Case]:
-    """4*L*L*N*K operations."""
+    """4*L*L*N*K operations: alone, with scores from 8-bit integers, and with the norm and rotation before it."""
     heads = {"full": [(12, 128), (8, 64)], "quick": [(4, 64)], "tiny": [(2, 16)]}[size]
-
-    def case(L: int, N: int, K: int) -> Case:
-        def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-            return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-
-        def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-                return plain(q, k, v)
-
-        def exact(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            out: Tensor = ops.spacetime_attention.reference(q[:, :SCORED], k, v)
-            return out
-
-        return Case(
-            "spacetime_attention",
-            f"{L} tokens, {N} heads of {K}",
-            dtype,
-            draw=lambda draw: tuple(draw(1, L, N, K) for _ in range(3)),
-            ours=ops.spacetime_attention,
-            rivals={"torch": plain},
-            on_cuda={"FlashAttention": flash} if dtype == "bf16" else {},
-            unit="GFLOP/s",
-            amount=4 * L * L * N * K,
-            intensity=L / item(dtype),
-            exact=exact,
-            part=lambda result: result[:, :SCORED],
-            length=L,
-            rotates=size == "full",
-        )
-
     lengths = tokens or {"full": (1024, 4096), "quick": (320,), "tiny": (20,)}[size]
-    return [case(L, N, K) for N, K in heads for L in lengths]
+    shapes = [(L, N, K) for N, K in heads for L in lengths]
+    kinds = [_attention, _attention_int8] if dtype == "bf16" else [_attention]
+    cases = [kind(dtype, size, *shape) for kind in kinds for shape in shapes]
+    return [*cases, *(_attention_turned(dtype, size, *shape) for shape in shapes if shape[1:] == heads[0])]
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def _attended_by_flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return _attended(q, k, v)
+
+
+def _attended_exactly(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    out: Tensor = ops.spacetime_attention.reference(q[:, :SCORED], k, v)
+    return out
+
+
+def _attention(dtype: str, size: str, L: int, N: int, K: int) -> Case:
+    return Case(
+        "spacetime_attention",
+        f"{L} tokens, {N} heads of {K}",
+        dtype,
+        draw=lambda draw: tuple(draw(1, L, N, K) for _ in range(3)),
+        ours=ops.spacetime_attention,
+        rivals={"torch": _attended},
+        on_cuda={"FlashAttention": _attended_by_flash} if dtype == "bf16" else {},
+        unit="GFLOP/s",
+        amount=4 * L * L * N * K,
+        intensity=L / item(dtype),
+        exact=_attended_exactly,
+        part=lambda result: result[:, :SCORED],
+        length=L,
+        rotates=size == "full",
+    )
+
+
+def _attention_int8(dtype: str, size: str, L: int, N: int, K: int) -> Case:
+    case = _attention(dtype, size, L, N, K)
+    return replace(
+        case,
+        label=f"{case.label}, int8 scores",
+        ours=lambda q, k, v: ops.spacetime_attention(q, k, v, int8=True),
+        rivals={"torch": _attended, "pysora bf16": ops.spacetime_attention},
+        arguments=lambda q, k, v: (q, k, v, None, None, None, None, True),
+        allowed=0.03,
+    )
+
+
+def _attention_turned(dtype: str, size: str, L: int, N: int, K: int) -> Case:
+    def draw_all(draw: Draw) -> tuple[Tensor, ...]:
+        angles = draw(L, K // 2, fp32=True)
+        return *(draw(1, L, N, K) for _ in range(3)), draw(N * K), angles.cos(), angles.sin()
+
+    def ours(q: Tensor, k: Tensor, v: Tensor, gain: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        q, k = (ops.qk_norm_rope(x, gain, cos, sin) for x in (q, k))
+        out: Tensor = ops.spacetime_attention(q, k, v)
+        return out
+
+    def plain(q: Tensor, k: Tensor, v: Tensor, gain: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return _attended(_turned(q, gain, cos, sin), _turned(k, gain, cos, sin), v)
+
+    def exact(q: Tensor, k: Tensor, v: Tensor, gain: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        q = ops.qk_norm_rope.reference(q[:, :SCORED], gain, cos[:SCORED], sin[:SCORED])
+        return _attended_exactly(q, ops.qk_norm_rope.reference(k, gain, cos, sin), v)
+
+    case = _attention(dtype, size, L, N, K)
+    return replace(
+        case,
+        label=f"{case.label}, norm and rotation before",
+        draw=draw_all,
+        ours=ours,
+        rivals={"torch": plain},
+        on_cuda={},
+        exact=exact,
+        arguments=lambda q, k, v, *_: (q, k, v),
+    )
 
 
 def linear(dtype: str, size: str, tokens: Sequence[int]) -> list[Case]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pysora import ops
 from pysora.models.positions import rope_tables, sinusoid
-from pysora.models.projection import Layer, Projection
+from pysora.models.projection import Attend, Layer, Projection
 
 CLASS_NAME = "WanTransformer3DModel"
 
@@ -166,6 +166,7 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([Projection(width, width)])
         self.norm_q = nn.RMSNorm(width, eps=eps)
         self.norm_k = nn.RMSNorm(width, eps=eps)
+        self.attention = Attend()
 
     def _split(self, x: Tensor, projection: Layer) -> Tensor:
         heads: Tensor = projection(x).unflatten(-1, (self.heads, -1))
@@ -188,7 +189,7 @@ class Attention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None) -> Tensor:
         """q [B, L, N, K], k and v [B, R, N, K] -> [B, L, D]."""
         out = cast(Layer, self.to_out[0])
-        return out(ops.spacetime_attention(q, k, v, key_bias=key_bias).flatten(2))
+        return out(self.attention(q, k, v, key_bias).flatten(2))
 
 
 class FeedForward(nn.Module):

@@ -1,4 +1,4 @@
-"""The linear layers of the transformer's blocks, exact or in 8-bit integers: both are called alike."""
+"""What the transformer's blocks multiply, exact or in 8-bit integers: both are called alike."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from pysora import ops
 from pysora.ops.linear_int8 import quantize_rows
 
 M = TypeVar("M", bound=nn.Module)
+
+FEWEST_KEYS = 1024
+"""With fewer keys 8-bit scores gain nothing: rounding takes what the products save."""
 
 
 class Layer(Protocol):
@@ -48,10 +51,35 @@ class Int8Projection(nn.Module):
         return out
 
 
+class Attend(nn.Module):
+    """Attention of queries `[B, L, N, K]` to keys and values `[B, R, N, K]`."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None) -> Tensor:
+        """-> `[B, L, N, K]`."""
+        out: Tensor = ops.spacetime_attention(q, k, v, key_bias=key_bias)
+        return out
+
+
+class Int8Attend(nn.Module):
+    """The same with scores from 8-bit integers, where that gains: with many keys, and not by writing all scores out."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None) -> Tensor:
+        """-> `[B, L, N, K]`."""
+        op = ops.spacetime_attention
+        values = op.bind((q, k, v), {"key_bias": key_bias, "int8": True})
+        gains = k.shape[1] >= FEWEST_KEYS and op.select(values).backend != "reference"
+        out: Tensor = op(q, k, v, key_bias=key_bias, int8=gains)
+        return out
+
+
 def in_int8(module: M) -> M:
-    """A copy of a module whose projections are rounded to 8 bits; all other tensors are the module's own."""
+    """A copy of a module whose products are rounded to 8 bits; all tensors but the weights are the module's own."""
     replaced: dict[int, object] = {id(t): t for t in (*module.parameters(), *module.buffers())}
-    replaced |= {id(part): Int8Projection(part) for part in module.modules() if isinstance(part, Projection)}
+    for part in module.modules():
+        if isinstance(part, Projection):
+            replaced[id(part)] = Int8Projection(part)
+        elif isinstance(part, Attend):
+            replaced[id(part)] = Int8Attend()
     return copy.deepcopy(module, replaced)
 
 

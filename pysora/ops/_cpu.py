@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+LARGE = 32 << 20
+"""Bytes from which glibc's allocator always maps memory anew, whatever was freed before."""
 
 
 @functools.cache
@@ -81,6 +83,13 @@ def borrow(tensor: Tensor | None) -> Any:
         return tensor
     dtype = str(tensor.dtype).removeprefix("torch.")
     return native().Raw(tensor.data_ptr(), dtype, list(tensor.shape), list(tensor.stride()), str(tensor.device))
+
+
+def placed(out: Tensor) -> Tensor:
+    """Return `out`, in large pages where it is large: an allocator maps that anew for every call."""
+    if out.nbytes >= LARGE:
+        native().use_large_pages(out.data_ptr(), out.nbytes)
+    return out
 
 
 def workspace(floats: int) -> Tensor:

@@ -101,7 +101,7 @@ def _cpu(
     eps: float,
     norm: str,
 ) -> Tensor:
-    out = _fake(x, table, index, gain, bias, eps, norm)
+    out = _native.placed(_fake(x, table, index, gain, bias, eps, norm))
     inputs = map(_native.borrow, (x, table, index, gain, bias))
     _native.native().adaln(*inputs, eps, norm == "layer", _native.borrow(out), _native.threads())
     return out

@@ -49,7 +49,7 @@ def gate_residual(x: Tensor, y: Tensor, gate: Tensor, index: Tensor | None = Non
 
 
 def _cpu(x: Tensor, y: Tensor, gate: Tensor, index: Tensor | None) -> Tensor:
-    out = _fake(x, y, gate, index)
+    out = _native.placed(_fake(x, y, gate, index))
     _native.native().gate_residual(*map(_native.borrow, (x, y, gate, index, out)), _native.threads())
     return out
 

@@ -104,7 +104,7 @@ def _cpu(
     gate: Tensor | None,
     index: Tensor | None,
 ) -> Tensor:
-    out = _fake(x, weight, bias, epilogue, residual, gate, index)
+    out = _native.placed(_fake(x, weight, bias, epilogue, residual, gate, index))
     tokens, threads = x.shape[:-1].numel(), _native.threads()
     scratch = _native.workspace(_native.native().linear_workspace(tokens, *weight.shape, threads))
     rows, out_rows = (t if t.ndim == 3 else t.view(1, -1, t.shape[-1]) for t in (x, out))

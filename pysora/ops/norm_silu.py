@@ -50,7 +50,7 @@ def norm_silu(x: Tensor, gamma: Tensor, silu: bool = True) -> Tensor:
 
 
 def _cpu(x: Tensor, gamma: Tensor, silu: bool) -> Tensor:
-    out = _fake(x, gamma, silu)
+    out = _native.placed(_fake(x, gamma, silu))
     norm_silu_into(x, gamma, out, silu)
     return out
 

@@ -54,7 +54,7 @@ def patch_embed(video: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 
 
 def _cpu(video: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    out = _fake(video, weight, bias)
+    out = _native.placed(_fake(video, weight, bias))
     tokens, depth, threads = out.shape[0] * out.shape[1], math.prod(weight.shape[1:]), _native.threads()
     scratch = _native.workspace(_native.native().patch_embed_workspace(tokens, weight.shape[0], depth, threads))
     _native.native().patch_embed(*map(_native.borrow, (video, weight, bias, out, scratch)), threads)

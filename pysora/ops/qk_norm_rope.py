@@ -65,7 +65,7 @@ def qk_norm_rope(
 
 
 def _cpu(x: Tensor, gain: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float) -> Tensor:
-    out = _fake(x, gain, cos, sin, eps)
+    out = _native.placed(_fake(x, gain, cos, sin, eps))
     inputs = map(_native.borrow, (x, gain, cos, sin))
     _native.native().qk_norm_rope(*inputs, eps, _native.borrow(out), _native.threads())
     return out

@@ -12,6 +12,9 @@ from pysora.ops import _cpu as _native
 from pysora.ops import _cuda, _triton
 from pysora.ops._checks import at_least_fp32, need, need_shape
 from pysora.ops._registry import needs_gradient, op
+from pysora.ops.linear_int8 import LARGEST
+
+_EXACT_ONLY = "8-bit scores are not there on a GPU"
 
 
 def _check(
@@ -50,6 +53,7 @@ def _fake(
     key_bias: Tensor | None,
     q_offsets: Tensor | None,
     k_offsets: Tensor | None,
+    int8: bool,
     return_lse: bool,
 ) -> tuple[Tensor, Tensor]:
     _check(q, k, v, key_bias, q_offsets, k_offsets)
@@ -75,7 +79,7 @@ def _segments(offsets: Tensor, L: int) -> Tensor:
 
 @op(
     "(Tensor q, Tensor k, Tensor v, float? scale=None, Tensor? key_bias=None, Tensor? q_offsets=None, "
-    "Tensor? k_offsets=None, bool return_lse=False) -> (Tensor, Tensor)",
+    "Tensor? k_offsets=None, bool int8=False, bool return_lse=False) -> (Tensor, Tensor)",
     _fake,
     _pack,
     _unpack,
@@ -88,6 +92,7 @@ def spacetime_attention(
     key_bias: Tensor | None = None,
     q_offsets: Tensor | None = None,
     k_offsets: Tensor | None = None,
+    int8: bool = False,
     return_lse: bool = False,
 ) -> Any:
     """Attend from every query to every key of its sample: `softmax(scale * q k + key_bias) v`, softmax in fp32.
@@ -101,6 +106,9 @@ def spacetime_attention(
         key_bias: `[B, Lk]`, float, added to the scores of a key: `log(n)` makes a key count n times, -inf hides it.
         q_offsets, k_offsets: int32 `[S+1]`, from 0 to Lq and Lk, rising: B is 1 and sample s is the tokens
             `offsets[s]` to `offsets[s+1]`. Both or neither.
+        int8: an approximation: scores from queries and keys of 8-bit integers. A query, and a key without the mean of
+            those of its sample (but hidden ones), is divided by 1/127 of its largest magnitude and rounded; sums are
+            exact.
         return_lse: also return the logarithm of the sum of the exponentials of the scores.
 
     Returns:
@@ -109,7 +117,8 @@ def spacetime_attention(
     Raises:
         ValueError: a shape or dtype does not fit.
 
-    Source: Vaswani et al. 2017, equation 1; the packed form and the logarithm as Dao 2023 (FlashAttention-2).
+    Source: Vaswani et al. 2017, equation 1; the packed form and the logarithm as Dao 2023 (FlashAttention-2);
+    8-bit scores after Zhang et al. 2024 (arXiv:2410.02367, SageAttention).
     """
     _check(q, k, v, key_bias, q_offsets, k_offsets)
     scale = q.shape[3] ** -0.5 if scale is None else scale
@@ -122,19 +131,47 @@ def spacetime_attention(
         bias = hidden if bias is None else bias + hidden
     heads = [t.transpose(1, 2) for t in (q, k, v)]
     with torch.autocast(q.device.type, enabled=False):
-        if not return_lse and bias is None and k.shape[1] > 0:
+        if not int8 and not return_lse and bias is None and k.shape[1] > 0:
             if q.device.type == "cpu" and needs_gradient((q, k, v)):
                 # There, torch's backward pass takes twice as long in bf16 as in fp32.
                 heads = [t.to(at_least_fp32(q.dtype)) for t in heads]
             out = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], scale=scale)
             return out.transpose(1, 2).to(q.dtype).contiguous()
         wide = [t.to(at_least_fp32(q.dtype)) for t in heads]
-        scores = wide[0] @ wide[1].mT * scale
+        scores = (_rounded_scores(wide[0], wide[1], key_bias, k_offsets) if int8 else wide[0] @ wide[1].mT) * scale
         scores = scores if bias is None else scores + bias
         lse = scores.logsumexp(-1)
         weights = (scores - lse.masked_fill(lse == float("-inf"), 0.0).unsqueeze(-1)).exp()
         out = (weights @ wide[2]).transpose(1, 2).to(q.dtype).contiguous()
     return (out, lse) if return_lse else out
+
+
+def _rounded_scores(q: Tensor, k: Tensor, key_bias: Tensor | None, k_offsets: Tensor | None) -> Tensor:
+    """Products of q `[B, N, Lq, K]` and k `[B, N, Lk, K]` rounded to 8 bits; keys without their sample's mean, whose
+    products are added."""
+    mean = _mean(k, key_bias, k_offsets)
+    (a, a_scale), (b, b_scale) = _rounded(q), _rounded(k - mean)
+    # Sums of integers are exact in float64.
+    sums = (a.double() @ b.double().mT).to(q.dtype)
+    return sums * a_scale * b_scale.mT + q @ mean.mT
+
+
+def _mean(k: Tensor, key_bias: Tensor | None, k_offsets: Tensor | None) -> Tensor:
+    """For each key of `[B, N, L, K]` the mean of those of its sample that are not hidden."""
+    B, N, L, K = k.shape
+    shown = k.new_ones(B, L) if key_bias is None else (key_bias > float("-inf")).to(k.dtype)
+    samples = 1 if k_offsets is None else k_offsets.shape[0] - 1
+    sample = torch.zeros(L, dtype=torch.int64, device=k.device) if k_offsets is None else _segments(k_offsets, L)
+    visible = k.masked_fill(shown[:, None, :, None] == 0, 0.0)
+    total = k.new_zeros(B, N, samples, K).index_add(2, sample, visible)
+    count = k.new_zeros(B, samples).index_add(1, sample, shown).clamp(min=1)
+    return (total / count[:, None, :, None])[:, :, sample]
+
+
+def _rounded(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of integers from -127 to 127, `[..., K]`, and what 1 stands for in each, `[..., 1]`."""
+    top = x.abs().amax(-1, keepdim=True) if x.shape[-1] else x.new_zeros(*x.shape[:-1], 1)
+    return (x * torch.where(top > 0, LARGEST / top, 0.0)).round(), top / LARGEST
 
 
 def _cpu(
@@ -145,9 +182,11 @@ def _cpu(
     key_bias: Tensor | None,
     q_offsets: Tensor | None,
     k_offsets: Tensor | None,
+    int8: bool,
     return_lse: bool,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    out, lse = _fake(q, k, v, scale, key_bias, q_offsets, k_offsets, return_lse)
+    out, lse = _fake(q, k, v, scale, key_bias, q_offsets, k_offsets, int8, return_lse)
+    out = _native.placed(out)
     B, _, N, K = q.shape
     samples = B if k_offsets is None else k_offsets.shape[0] - 1
     threads = _native.threads()
@@ -155,7 +194,9 @@ def _cpu(
     _native.native().spacetime_attention(
         *map(_native.borrow, (q, k, v)),
         K**-0.5 if scale is None else scale,
-        *map(_native.borrow, (key_bias, q_offsets, k_offsets, out, lse if return_lse else None, scratch)),
+        *map(_native.borrow, (key_bias, q_offsets, k_offsets)),
+        int8,
+        *map(_native.borrow, (out, lse if return_lse else None, scratch)),
         threads,
     )
     return (out, lse) if return_lse else out
@@ -169,6 +210,7 @@ def _cpu_refuses(
     key_bias: Tensor | None,
     q_offsets: Tensor | None,
     k_offsets: Tensor | None,
+    int8: bool,
     return_lse: bool,
 ) -> str | None:
     return (
@@ -187,11 +229,13 @@ def _on_cuda(
     key_bias: Tensor | None,
     q_offsets: Tensor | None,
     k_offsets: Tensor | None,
+    int8: bool,
     return_lse: bool,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    out, lse = _fake(q, k, v, scale, key_bias, q_offsets, k_offsets, return_lse)
+    out, lse = _fake(q, k, v, scale, key_bias, q_offsets, k_offsets, int8, return_lse)
     factor, logarithms = q.shape[3] ** -0.5 if scale is None else scale, lse if return_lse else None
-    _cuda.launch(*("spacetime_attention", out, q, k, v, factor, key_bias, q_offsets, k_offsets, out, logarithms, None))
+    offsets = (q_offsets, k_offsets, False)
+    _cuda.launch("spacetime_attention", out, q, k, v, factor, key_bias, *offsets, out, logarithms, None)
     return (out, lse) if return_lse else out
 
 
@@ -203,9 +247,10 @@ def _on_triton(
     key_bias: Tensor | None,
     q_offsets: Tensor | None,
     k_offsets: Tensor | None,
+    int8: bool,
     return_lse: bool,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    out, lse = _fake(q, k, v, scale, key_bias, q_offsets, k_offsets, return_lse)
+    out, lse = _fake(q, k, v, scale, key_bias, q_offsets, k_offsets, int8, return_lse)
     factor = q.shape[3] ** -0.5 if scale is None else scale
     offsets = (q_offsets, k_offsets)
     _triton.launch("spacetime_attention", out, q, k, v, factor, key_bias, *offsets, out, lse if return_lse else None)
@@ -220,8 +265,11 @@ def _triton_refuses(
     key_bias: Tensor | None,
     q_offsets: Tensor | None,
     k_offsets: Tensor | None,
+    int8: bool,
     return_lse: bool,
 ) -> str | None:
+    if int8:
+        return _EXACT_ONLY
     if scale is not None and not scale > 0:
         return f"scale is {scale}, not above 0"
     reason = (
@@ -247,8 +295,11 @@ def _cuda_refuses(
     key_bias: Tensor | None,
     q_offsets: Tensor | None,
     k_offsets: Tensor | None,
+    int8: bool,
     return_lse: bool,
 ) -> str | None:
+    if int8:
+        return _EXACT_ONLY
     reason = (
         _triton.refuses((torch.bfloat16, torch.float16), q.device, q=q)
         or _triton.refuses((q.dtype,), q.device, k=k, v=v)

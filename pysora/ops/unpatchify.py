@@ -50,7 +50,7 @@ def unpatchify(tokens: Tensor, grid: Sequence[int], patch: Sequence[int]) -> Ten
 
 
 def _cpu(tokens: Tensor, grid: Sequence[int], patch: Sequence[int]) -> Tensor:
-    out = _fake(tokens, grid, patch)
+    out = _native.placed(_fake(tokens, grid, patch))
     _native.native().unpatchify(_native.borrow(tokens), grid, patch, _native.borrow(out), _native.threads())
     return out
 

@@ -75,7 +75,8 @@ class ClipPool:
         f = int(self.rng.integers(F - frames + 1))
         y, x = int(self.rng.integers(H - height + 1)), int(self.rng.integers(W - width + 1))
         if self.rng.random() < 0.75:
-            x0, y0, x1, y1 = sample.boxes[f + frames // 2]
+            # At any moment: what moves fast is near the window's middle at one moment only.
+            x0, y0, x1, y1 = sample.boxes[f + int(self.rng.integers(frames))]
             dx, dy = self.rng.normal(0, 0.1, 2)
             x = int(np.clip(((x0 + x1) / 2 + dx) * W - width / 2, 0, W - width))
             y = int(np.clip(((y0 + y1) / 2 + dy) * H - height / 2, 0, H - height))

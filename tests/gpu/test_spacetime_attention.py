@@ -32,6 +32,7 @@ class SpacetimeAttentionParams(ctypes.Structure):
         ("workspace", ctypes.c_void_p),
         ("workspace_floats", ctypes.c_int64),
         ("threads", ctypes.c_int),
+        ("int8", ctypes.c_bool),
     )
 
 

@@ -41,6 +41,15 @@ def test_strides(runner, layout):
     assert torch.equal(runner(ops.patch_embed, *views), runner(ops.patch_embed, *args))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_a_result_past_the_caches_is_the_same(runner, dtype):
+    """Large results are written past the caches, in large pages: each of two videos alone is not."""
+    video, weight, bias = torch.randn(2, 1, 1, 128, 128), torch.randn(1056, 1, 1, 1, 1), torch.randn(1056)
+    video, weight, bias = video.to(dtype), weight.to(dtype), bias.to(dtype)
+    alone = [runner(ops.patch_embed, part, weight, bias) for part in video.split(1)]
+    assert torch.equal(runner(ops.patch_embed, video, weight, bias), torch.cat(alone))
+
+
 def test_no_samples(runner):
     assert runner(ops.patch_embed, torch.zeros(0, 2, 1, 4, 4), torch.zeros(3, 2, 1, 2, 2)).shape == (0, 4, 3)
 

@@ -108,11 +108,73 @@ def test_packed_samples(runner, dtype):
     assert torch.equal(out[:, 5:105], torch.zeros_like(q[:, 5:105])) and (lse[:, :, 5:105] == -math.inf).all()
 
 
+def int8_scores(q: Tensor, k: Tensor) -> Tensor:
+    """Scores of one sample from integers, each product summed by hand."""
+
+    def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
+        step = (x.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-30)
+        return (x / step).round(), step
+
+    mean = k.mean(1, keepdim=True)
+    (a, a_step), (b, b_step) = rounded(q), rounded(k - mean)
+    near = torch.einsum("blnk,bmnk->bnlm", a * a_step, b * b_step)
+    return (near + torch.einsum("blnk,bmnk->bnlm", q, mean.expand_as(k))) * q.shape[3] ** -0.5
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_int8_scores(runner, shape, dtype):
+    """As its definition says: what is left is a value that falls on the other side of a half (and bf16's rounding)."""
+    q, k, v = inputs(shape, dtype)
+    k = k + 3 * torch.randn(1, 1, *k.shape[2:]).to(dtype)
+    bias = torch.randn(k.shape[:2])
+    out, lse = runner(ops.spacetime_attention, q, k, v, key_bias=bias, int8=True, return_lse=True)
+    wide = [t.double() for t in (q, k, v)]
+    scores = int8_scores(wide[0], wide[1]) + bias[:, None, None].double()
+    expected = torch.einsum("bnlm,bmnk->blnk", scores.softmax(-1), wide[2])
+    allowed = 1e-3 if dtype == torch.float32 else 1e-2
+    assert (out - expected).norm() <= allowed * expected.norm()
+    assert (lse - scores.logsumexp(-1)).abs().max() <= 3 * allowed
+
+
+def test_int8_scores_are_near_the_exact_ones(runner):
+    """Without the keys' mean: a large one would leave few of the 8 bits for what differs between keys."""
+    q, k, v = inputs((1, 100, 130, 2, 64), torch.float32)
+    exact = plain(q, k, v)
+    for moved in (k, k + 30):
+        out = runner(ops.spacetime_attention, q, moved, v, int8=True)
+        assert (out - exact).norm() <= 0.02 * exact.norm()
+
+
+def test_int8_scores_of_hidden_keys_and_packed_samples(runner):
+    """A hidden key does not move the mean, nor do another sample's."""
+    q, k, v = inputs((1, 9, 70, 2, 32), torch.float32)
+    alone = runner(ops.spacetime_attention, q, k[:, :11], v[:, :11], int8=True)
+    bias = torch.zeros(1, 70)
+    bias[:, 11:] = -math.inf
+    k[:, 11:] = 1e4
+    torch.testing.assert_close(runner(ops.spacetime_attention, q, k, v, key_bias=bias, int8=True), alone)
+    offsets = [torch.tensor(e, dtype=torch.int32) for e in ([0, 9, 9], [0, 11, 70])]
+    torch.testing.assert_close(runner(ops.spacetime_attention, q, k, v, None, None, *offsets, True), alone)
+
+
+def test_int8_scores_of_nothing(runner):
+    q, k, v = inputs((1, 3, 5, 1, 8), torch.float32)
+    assert torch.allclose(runner(ops.spacetime_attention, 0 * q, k, v, int8=True), v.mean(1, keepdim=True))
+    empty = runner(ops.spacetime_attention, q, k[:, :0], v[:, :0], int8=True)
+    assert torch.equal(empty, torch.zeros_like(q))
+    q[0, 0, 0, 3] = math.nan
+    out = runner(ops.spacetime_attention, q, k, v, int8=True)
+    assert out[0, 0].isnan().all() and not out[0, 1:].isnan().any()
+
+
 @pytest.mark.parametrize("layout", [strided, transposed])
 def test_strides(runner, layout):
     args = inputs((2, 7, 20, 3, 16), torch.float32)
     views = [layout(t) for t in args]
-    torch.testing.assert_close(runner(ops.spacetime_attention, *views), runner(ops.spacetime_attention, *args))
+    for int8 in (False, True):
+        expected = runner(ops.spacetime_attention, *args, int8=int8)
+        torch.testing.assert_close(runner(ops.spacetime_attention, *views, int8=int8), expected)
 
 
 def test_nan_is_not_hidden(runner):

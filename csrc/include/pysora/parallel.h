@@ -14,7 +14,12 @@ template <class Body>
 void parallel_for(int threads, std::int64_t tasks, const Body& body) {
   parallel(
       threads, tasks,
-      [](void* context, std::int64_t task, int worker) { (*static_cast<const Body*>(context))(task, worker); },
+      [](void* context, std::int64_t task, int worker) {
+        (*static_cast<const Body*>(context))(task, worker);
+#if defined(__SSE2__)
+        __builtin_ia32_sfence();  // stores past the caches are not in order with the others
+#endif
+      },
       const_cast<Body*>(&body));
 }
 

@@ -23,10 +23,13 @@ struct SpacetimeAttentionParams {
   float* workspace;
   std::int64_t workspace_floats;
   int threads;
+  bool int8;  // on the CPU: queries and keys, without the keys' mean, are rounded to 8 bits
 
   // Floats of the packed keys and values of one (sample, head) pair, and of one thread, at most.
-  static std::int64_t pair_floats(std::int64_t longest_k, std::int64_t K) { return 2 * longest_k * K + K + 32; }
-  static std::int64_t thread_floats(std::int64_t K) { return kLanes * (2 * K + kBlock + 16) + 16 * (K + 16) + kBlock; }
+  static std::int64_t pair_floats(std::int64_t longest_k, std::int64_t K) {
+    return 2 * longest_k * (K + 1) + 2 * K + 80;
+  }
+  static std::int64_t thread_floats(std::int64_t K) { return kLanes * (2 * K + kBlock + 18) + 16 * (K + 16) + kBlock; }
 };
 
 }  // namespace pysora

@@ -69,8 +69,8 @@ def recognise(frames: Pixels) -> tuple[str, Pixels, float] | None:
 def segment(frames: Pixels, background: Pixels, ground: float) -> list[Subject]:
     """The subject of frames [F,H,W,3], cut out at several contrasts: the largest region that differs from the setting.
 
-    The first has the faintest differences: a subject with pale parts is whole there alone. A blurred one has its outline
-    at half of its contrast, and a halo around it before.
+    The first has the faintest differences: a subject with pale parts is whole there alone. A blurred one has its
+    outline at half of its contrast, and a halo around it.
     """
     low, high = _range(background)
     smooth = smoothed(frames)
