@@ -3,9 +3,10 @@
     python benchmarks/peers/run.py [--dry-run] [--peer zentorch] [--op dit --op spacetime_attention] [--repeats 3]
 
 Each peer gets an environment in .make/peers/ with the torch that it needs, diffusers and this pysora; "pysora" is one
-more, with the torch that pysora is tested with. `pysora bench` then runs in one environment after the other, again and
-again, so that a change of the machine meets all. What is compared is the percent of the ceiling that each process
-measured for itself, with the registers' own loop, between its calls. Whoever is ahead is printed.
+more, with the torch that pysora is tested with. All have one wheel without GPU kernels. `pysora bench` then runs in one
+environment after the other, again and again, so that a change of the machine meets all. What is compared is the percent
+of the ceiling that each process measured for itself, with the registers' own loop, between its calls. Whoever is ahead
+is printed.
 
 stable-diffusion.cpp is not among them: its Python package opens whole published checkpoints and makes images and
 videos of them; it has no call for layers of a given shape with random weights, and this script brings no weights.
@@ -82,8 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     environments = [ENVIRONMENTS[OURS], *(ENVIRONMENTS[name] for name in options.peer or ENVIRONMENTS if name != OURS)]
     execute = print_command if options.dry_run else run_command
     try:
+        wheel = build(execute)
         for environment in environments:
-            prepare(environment, execute)
+            prepare(environment, wheel, execute)
         reports = measure(environments, options, execute)
     except subprocess.CalledProcessError as error:
         print(f"peers: failed with {error.returncode}: {shlex.join(error.cmd)}", file=sys.stderr)
@@ -98,14 +100,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def prepare(environment: Environment, execute: Execute) -> None:
-    """Make an environment, or reuse it; this pysora is built into it anew."""
+def build(execute: Execute) -> Path:
+    """This pysora as a wheel, which all environments get."""
+    folder = HOME / "wheel"
+    for old in folder.glob("*.whl"):
+        old.unlink()
+    execute([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)])
+    return next(folder.glob("*.whl"), folder / "pysora.whl")
+
+
+def prepare(environment: Environment, wheel: Path, execute: Execute) -> None:
+    """Make an environment, or reuse it; the wheel is installed anew."""
     if not environment.python.exists():
         execute([sys.executable, "-m", "venv", str(HOME / environment.name)])
         install_first(environment, execute, environment.torch)
         pip(environment, execute, *environment.packages)
     # The torch that is there stays: the peer was built for it.
-    pip(environment, execute, str(ROOT))
+    pip(environment, execute, str(wheel))
+    pip(environment, execute, "--force-reinstall", "--no-deps", str(wheel))
 
 
 def install_first(environment: Environment, execute: Execute, choices: Sequence[tuple[str, ...]]) -> None:
@@ -182,7 +194,8 @@ def compare(reports: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
 def run_command(command: list[str]) -> None:
     print("+", shlex.join(command), flush=True)
     # Neither this checkout's sources nor the user's own packages may be found before the environment's.
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"PYTHONNOUSERSITE": "1"}
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= {"PYTHONNOUSERSITE": "1", "PYSORA_CUDA": "OFF"}
     subprocess.run(command, check=True, cwd=HOME if HOME.is_dir() else ROOT, env=environment)
 
 

@@ -153,6 +153,13 @@ class ConditionEmbedder(nn.Module):
         return ops.linear(hidden, second.weight, second.bias)
 
 
+def _modulation_table(rows: int, width: int) -> nn.Parameter:
+    """`[1, rows, width]`, random with deviation width**-0.5."""
+    # Uniform: on the meta device, where a checkpoint's model begins, normal values import torch's compiler for seconds.
+    bound = (3 / width) ** 0.5
+    return nn.Parameter(torch.empty(1, rows, width).uniform_(-bound, bound))
+
+
 class Attention(nn.Module):
     """Multi-head attention with RMS-normalised queries and keys (over all heads' channels together)."""
 
@@ -217,7 +224,7 @@ class Block(nn.Module):
         self.attn2 = Attention(width, heads, eps)
         self.norm2 = nn.LayerNorm(width, eps) if config.cross_attn_norm else None
         self.ffn = FeedForward(width, config.ffn_dim)
-        self.scale_shift_table = nn.Parameter(torch.randn(1, 6, width) / width**0.5)
+        self.scale_shift_table = _modulation_table(6, width)
 
     def forward(
         self, x: Tensor, time: Modulation, rope: tuple[Tensor, Tensor], text: tuple[Tensor, Tensor, Tensor | None]
@@ -251,7 +258,7 @@ class DiT(nn.Module):
         self.condition_embedder = ConditionEmbedder(config)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
         self.proj_out = nn.Linear(width, config.out_channels * math.prod(config.patch_size))
-        self.scale_shift_table = nn.Parameter(torch.randn(1, 2, width) / width**0.5)
+        self.scale_shift_table = _modulation_table(2, width)
 
     def grid(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """Token grid (t, h, w) of latents of `shape` [B, C, T, H, W]. ValueError where the patch does not divide it."""
