@@ -27,7 +27,7 @@ from pysora.models.projection import in_int8, int8_bytes
 from pysora.models.vae import VAE
 from pysora.models.vae_plan import TilePlan
 from pysora.models.vae_tiles import frugally
-from pysora.prediction import Predictor, guided_steps, reuse_bytes
+from pysora.prediction import Predictor, guided_steps, reuse_bytes, shares_calls
 from pysora.request import Defaults, Grid, Request, check_request
 from pysora.sampling import Plan, SamplerSettings, plan
 
@@ -183,7 +183,9 @@ class Pipeline:
         C, T, H, W = self.latent_shape(request)
         _, ph, pw = self.dit.config.patch_size
         item, rows = self.dtype.itemsize, self.text.text_length
-        denoising = footprint.denoising(self.dit.config, request.batch, (T, H // ph, W // pw), rows, item)
+        grid = (T, H // ph, W // pw)
+        at_once = request.batch * (1 + (request.guidance > 1.0 and shares_calls(request.batch, grid)))
+        denoising = footprint.denoising(self.dit.config, at_once, grid, rows, item)
         denoising += reuse_bytes(self.dit.config, request, C * T * H * W, rows, item)
         if request.approximation.int8:
             denoising += int8_bytes(self.dit)

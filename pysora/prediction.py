@@ -27,6 +27,15 @@ FIRST = 0.2
 TINY = 1e-30
 
 
+# With so few tokens a call's fixed cost is a good part of it, and the prompt and the negative prompt share one.
+PAIRED = 2048
+
+
+def shares_calls(batch: int, grid: tuple[int, int, int]) -> bool:
+    """Whether the predictions with and without the prompt come from one call; grid: tokens (t, h, w) of one video."""
+    return 2 * batch * math.prod(grid) <= PAIRED
+
+
 def guided_steps(schedule: Plan, request: Request) -> tuple[bool, ...]:
     """Whether each step has guidance. ValueError where guidance was asked for and its interval holds no step."""
     sigmas = schedule.sigmas[:-1].tolist()
@@ -189,6 +198,7 @@ class Predictor:
         rounded: DiT | None = None,
     ) -> None:
         self.rounded = rounded
+        self.both: TextContext | None = None
         self.dit, self.timesteps, self.per_token, self.predicts = dit, schedule.timesteps, per_token, predicts
         self.sigmas = schedule.sigmas.tolist()
         self.guided, self.positive, self.negative = guided, positive, negative
@@ -223,14 +233,28 @@ class Predictor:
         tokens = (math.prod(self.dit.grid(x.shape)),) if self.per_token else ()
         timestep = timestep.expand(len(x), *tokens)
         dit = self.rounded or self.dit
-        velocity = self._velocity(i, x, dit(x, timestep, positive))
+        if self.guided[i] and negative is not None and shares_calls(len(x), self.dit.grid(x.shape)):
+            context = self._joined(positive, negative)
+            velocity, unguided = dit(torch.cat([x, x]), torch.cat([timestep, timestep]), context).chunk(2)
+            unguided = self._velocity(i, x, unguided)
+        else:
+            velocity, unguided = dit(x, timestep, positive), None
+        velocity = self._velocity(i, x, velocity)
         if self.rounded and i in (0, len(self.guided) - 1):
             exact = self._velocity(i, x, self.dit(x, timestep, positive))
             for n, b in enumerate(due):
                 self.tracks[b].rounding.append(_norm(velocity[n].float() - exact[n].float()))
-        if not self.guided[i]:
-            return velocity, None
-        return velocity, self._velocity(i, x, dit(x, timestep, negative))
+        if self.guided[i] and unguided is None:
+            unguided = self._velocity(i, x, dit(x, timestep, negative))
+        return velocity, unguided
+
+    def _joined(self, positive: TextContext, negative: TextContext) -> TextContext:
+        """The texts of one call; those of all videos are kept."""
+        if positive is not self.positive:
+            return positive.joined(negative)
+        if self.both is None:
+            self.both = positive.joined(negative)
+        return self.both
 
     def _velocity(self, i: int, x: Tensor, output: Tensor) -> Tensor:
         """What the transformer's output for x says of the velocity; fp32 where it is made from clean latents."""

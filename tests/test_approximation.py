@@ -17,6 +17,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import pysora
+from pysora import prediction
 from pysora.approximation import EXACT, FAST, PRESETS, Approximation
 from pysora.cli import app
 from pysora.loading import embedded
@@ -55,6 +56,10 @@ class Flow:
     def __init__(self, deviation: float = 0.5) -> None:
         self.variance = deviation**2
         self.calls: list[tuple[float, int, bool]] = []
+
+    def grid(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """As many tokens as keep the prompt and the negative prompt in calls of their own."""
+        return (prediction.PAIRED, 1, 1)
 
     def __call__(self, x: Tensor, timestep: Tensor, context: TextContext) -> Tensor:
         sigma = float(timestep[0]) / 1000
@@ -95,14 +100,15 @@ def test_a_model_of_clean_latents_is_one_of_velocities() -> None:
     start = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(5))
     request = ask(2, max_error=0.2)
     schedule = plan(request.sampler, request.steps, request.shift)
-    guided, flow = guided_steps(schedule, request), Flow()
+    guided = guided_steps(schedule, request)
     sigmas = dict(zip(schedule.timesteps.tolist(), schedule.sigmas.tolist(), strict=False))
 
-    def clean(x: Tensor, timestep: Tensor, context: TextContext) -> Tensor:
-        return x - sigmas[float(timestep[0])] * flow(x, timestep, context)
+    class Clean(Flow):
+        def __call__(self, x: Tensor, timestep: Tensor, context: TextContext) -> Tensor:
+            return x - sigmas[float(timestep[0])] * super().__call__(x, timestep, context)
 
     ends = []
-    for model, predicts in ((flow, "velocity"), (clean, "clean")):
+    for model, predicts in ((Flow(), "velocity"), (Clean(), "clean")):
         texts = text(1.0, -2.0), text(0.0, 0.0)
         predict = Predictor(model, schedule, request, guided, *texts, per_token=False, predicts=predicts)
         x, history = start, []
@@ -393,6 +399,35 @@ def test_eight_bits_are_a_copy_beside_the_model(tmp_path: Path) -> None:
     assert before.latents is not None and after.latents is not None and eight.latents is not None
     assert torch.equal(before.latents, after.latents) and not torch.equal(before.latents, eight.latents)
     assert eight.meta["approximation"]["int8"] and not before.meta["approximation"]["int8"]
+
+
+@pytest.mark.parametrize("family", ["wan2.1", "wan2.2"])
+@pytest.mark.parametrize("options", [{}, {"max_error": 0.3}, {"guidance_interval": (0.3, 0.95)}])
+def test_prompt_and_negative_prompt_in_one_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, options: dict[str, Any]
+) -> None:
+    """With few tokens; prompts of different lengths hide what only one of them has."""
+    pipeline = pysora.load(tiny_wan.saved(family, tmp_path))
+    batches: list[int] = []
+    pipeline.dit.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
+
+    def latents() -> Tensor:
+        batches.clear()
+        videos = pipeline.generate(
+            ["a long prompt of a good many words", "a"],
+            size="32x32",
+            frames=5,
+            steps=6,
+            seed=1,
+            guidance=4.0,
+            **options,
+        )
+        return torch.stack([v.latents for v in videos])
+
+    together, calls = latents(), list(batches)
+    monkeypatch.setattr(prediction, "PAIRED", 0)
+    torch.testing.assert_close(together, latents(), rtol=1e-5, atol=1e-5)
+    assert max(calls) == 4 and max(batches) == 2 and sum(calls) == sum(batches)
 
 
 def test_scores_in_eight_bits_where_they_gain(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,23 @@ class TextContext:
     values: tuple[Tensor, ...]
     bias: Tensor | None
 
+    def joined(self, other: TextContext) -> TextContext:
+        """The texts of both, one after the other in the batch; rows that only one of them has are hidden."""
+        R = max(self.keys[0].shape[1], other.keys[0].shape[1])
+
+        def join(pair: tuple[Tensor, Tensor]) -> Tensor:
+            return torch.cat([F.pad(t, (0, 0, 0, 0, 0, R - t.shape[1])) for t in pair])
+
+        keys = tuple(map(join, zip(self.keys, other.keys, strict=True)))
+        values = tuple(map(join, zip(self.values, other.values, strict=True)))
+        return TextContext(keys, values, torch.cat([self._bias(R), other._bias(R)]))
+
+    def _bias(self, rows: int) -> Tensor:
+        """[B, rows]: -inf for rows that are not there."""
+        (B, R), dtype = self.keys[0].shape[:2], torch.promote_types(self.keys[0].dtype, torch.float32)
+        bias = self.keys[0].new_zeros(B, R, dtype=dtype) if self.bias is None else self.bias
+        return F.pad(bias, (0, rows - R), value=-math.inf)
+
 
 @dataclasses.dataclass(frozen=True)
 class Modulation:

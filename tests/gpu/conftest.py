@@ -10,9 +10,10 @@ import pytest
 import torch
 from ptx.compiler import unavailable
 
+from pysora.models.positions import _kept_tables
 from pysora.ops import _cpu, _cuda, _triton
 
-CACHES = (_cuda.unavailable, _triton.unavailable, _triton._too_old)
+CACHES = (_cuda.unavailable, _triton.unavailable, _triton._too_old, _kept_tables)
 
 
 @pytest.fixture(scope="session")
