@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from in_turn import LIBRARIES, in_turn, peak
 
 from pysora.bench.models import token_grid
 from pysora.checkpoint import load_module, save_module
@@ -26,12 +24,6 @@ from pysora.models.dit import DiT, DiTConfig
 
 CONFIG = {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960}
 TEXT = 512
-
-
-def peak() -> float:
-    """MiB of this process that were in memory at most; `ru_maxrss` would count its parent's too."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM"))
 
 
 def measure(who: str, folder: Path, tokens: int) -> dict[str, float]:
@@ -62,26 +54,15 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--one", nargs=2, metavar=("LIBRARY", "FOLDER"), help="measure one library in this process")
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=LIBRARIES, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        print(json.dumps(measure(given.one[0], Path(given.one[1]), given.tokens)))
+        print(json.dumps(measure(given.one, Path(given.folder), given.tokens)))
         return
-    found: dict[str, list[dict[str, float]]] = {"pysora": [], "diffusers": []}
     with tempfile.TemporaryDirectory(prefix="pysora-loading-") as folder:
         save_module(DiT(DiTConfig.from_dict({**CONFIG, "num_layers": given.layers})).bfloat16(), Path(folder))
-        for i in range(given.repeats):
-            for who in sorted(found, reverse=bool(i % 2)):
-                command = [sys.executable, __file__, "--one", who, folder, "--tokens", str(given.tokens)]
-                said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-                found[who].append(json.loads(said.splitlines()[-1]))
-    mine, theirs = (
-        {name: statistics.median(run[name] for run in found[who]) for name in found[who][0]}
-        for who in ("pysora", "diffusers")
-    )
-    print(f"{'':14}{'pysora':>12}{'diffusers':>12}{'ratio':>9}")
-    for name, value in mine.items():
-        print(f"{name:14}{value:12.2f}{theirs[name]:12.2f}{value / theirs[name]:9.2f}")
+        in_turn(__file__, ["--folder", folder, "--tokens", str(given.tokens)], given.repeats)
 
 
 if __name__ == "__main__":
