@@ -89,6 +89,7 @@ def _rows(
     chosen: Sequence[Case], size: str, seconds: float, names: Sequence[str], on_case: OnCase | None, where: torch.device
 ) -> Iterator[Row]:
     tiny, on_gpu = size == "tiny", where.type == "cuda"
+    chosen = [case for case in chosen if not (on_gpu and case.cpu_only)]
     ceilings: Limits
     if on_gpu:
         ceilings = cuda.Ceilings(where, 16, 1 << 10) if tiny else cuda.Ceilings(where)

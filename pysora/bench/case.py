@@ -48,6 +48,7 @@ class Case:
     unlike: the rivals that compute other values, which are no measure of accuracy.
     allowed: pysora's largest error, where it approximates by intent; None: twice the baseline's.
     length: tokens, where the case belongs to a row of lengths.
+    cpu_only: whether no GPU kernel takes it.
     compiles: whether compilers make rivals of the baseline.
     rotates: whether there are to be several sets of arguments, more than fit into the caches.
     """
@@ -69,6 +70,7 @@ class Case:
     unlike: tuple[str, ...] = ()
     allowed: float | None = None
     length: int | None = None
+    cpu_only: bool = False
     compiles: bool = True
     rotates: bool = False
 

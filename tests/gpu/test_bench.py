@@ -58,9 +58,17 @@ def test_a_case_runs_on_the_device(with_events, name):
 
 
 def test_attention_has_torchs_flash_attention_beside_it():
-    (fp32,) = bench.cases(["spacetime_attention"], ["fp32"], "tiny")
-    (bf16,) = bench.cases(["spacetime_attention"], ["bf16"], "tiny")
-    assert list(bf16.on_cuda) == ["FlashAttention"] and not fp32.on_cuda
+    found = bench.cases(["spacetime_attention"], ["fp32", "bf16"], "tiny")
+    assert [(case.dtype, case.label) for case in found if list(case.on_cuda) == ["FlashAttention"]] == [
+        ("bf16", "20 tokens, 2 heads of 16")
+    ]
+
+
+def test_what_no_gpu_kernel_takes_is_left_out(with_events):
+    (rounded,) = (case for case in bench.cases(["spacetime_attention"], ["bf16"], "tiny") if case.cpu_only)
+    assert rounded.label == "20 tokens, 2 heads of 16, int8 scores"
+    with with_events:
+        assert not list(bench.run([rounded], "tiny", device="cuda"))
 
 
 def test_the_clock_empties_the_cache_before_each_call(with_events):
