@@ -159,7 +159,7 @@ def _attention_int8(dtype: str, size: str, L: int, N: int, K: int) -> Case:
         label=f"{case.label}, int8 scores",
         ours=lambda q, k, v: ops.spacetime_attention(q, k, v, int8=True),
         rivals={"torch": _attended, "pysora bf16": ops.spacetime_attention},
-        arguments=lambda q, k, v: (q, k, v, None, None, None, None, True),
+        arguments=lambda q, k, v: (q, k, v, None, None, None, None, False, True),
         on_cuda={},
         cpu_only=True,
         allowed=0.03,

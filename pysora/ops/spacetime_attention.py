@@ -53,8 +53,8 @@ def _fake(
     key_bias: Tensor | None,
     q_offsets: Tensor | None,
     k_offsets: Tensor | None,
-    int8: bool,
     return_lse: bool,
+    int8: bool,
 ) -> tuple[Tensor, Tensor]:
     _check(q, k, v, key_bias, q_offsets, k_offsets)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
@@ -69,7 +69,7 @@ def _pack(result: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _unpack(packed: tuple[Tensor, Tensor], *args: Any) -> Tensor | tuple[Tensor, Tensor]:
-    return packed if args[-1] else packed[0]
+    return packed if args[-2] else packed[0]
 
 
 def _segments(offsets: Tensor, L: int) -> Tensor:
@@ -79,7 +79,7 @@ def _segments(offsets: Tensor, L: int) -> Tensor:
 
 @op(
     "(Tensor q, Tensor k, Tensor v, float? scale=None, Tensor? key_bias=None, Tensor? q_offsets=None, "
-    "Tensor? k_offsets=None, bool int8=False, bool return_lse=False) -> (Tensor, Tensor)",
+    "Tensor? k_offsets=None, bool return_lse=False, bool int8=False) -> (Tensor, Tensor)",
     _fake,
     _pack,
     _unpack,
@@ -92,8 +92,8 @@ def spacetime_attention(
     key_bias: Tensor | None = None,
     q_offsets: Tensor | None = None,
     k_offsets: Tensor | None = None,
-    int8: bool = False,
     return_lse: bool = False,
+    int8: bool = False,
 ) -> Any:
     """Attend from every query to every key of its sample: `softmax(scale * q k + key_bias) v`, softmax in fp32.
 
@@ -106,10 +106,10 @@ def spacetime_attention(
         key_bias: `[B, Lk]`, float, added to the scores of a key: `log(n)` makes a key count n times, -inf hides it.
         q_offsets, k_offsets: int32 `[S+1]`, from 0 to Lq and Lk, rising: B is 1 and sample s is the tokens
             `offsets[s]` to `offsets[s+1]`. Both or neither.
+        return_lse: also return the logarithm of the sum of the exponentials of the scores.
         int8: an approximation: scores from queries and keys of 8-bit integers. A query, and a key without the mean of
             those of its sample (but hidden ones), is divided by 1/127 of its largest magnitude and rounded; sums are
             exact.
-        return_lse: also return the logarithm of the sum of the exponentials of the scores.
 
     Returns:
         `[B, Lq, N, K]`, contiguous, dtype of q; with `return_lse` a pair of it and fp32 `[B, N, Lq]`.
@@ -182,10 +182,10 @@ def _cpu(
     key_bias: Tensor | None,
     q_offsets: Tensor | None,
     k_offsets: Tensor | None,
-    int8: bool,
     return_lse: bool,
+    int8: bool,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    out, lse = _fake(q, k, v, scale, key_bias, q_offsets, k_offsets, int8, return_lse)
+    out, lse = _fake(q, k, v, scale, key_bias, q_offsets, k_offsets, return_lse, int8)
     out = _native.placed(out)
     B, _, N, K = q.shape
     samples = B if k_offsets is None else k_offsets.shape[0] - 1
@@ -210,8 +210,8 @@ def _cpu_refuses(
     key_bias: Tensor | None,
     q_offsets: Tensor | None,
     k_offsets: Tensor | None,
-    int8: bool,
     return_lse: bool,
+    int8: bool,
 ) -> str | None:
     return (
         _native.refuses(_native.NATIVE_DTYPES, q=q)
@@ -229,10 +229,10 @@ def _on_cuda(
     key_bias: Tensor | None,
     q_offsets: Tensor | None,
     k_offsets: Tensor | None,
-    int8: bool,
     return_lse: bool,
+    int8: bool,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    out, lse = _fake(q, k, v, scale, key_bias, q_offsets, k_offsets, int8, return_lse)
+    out, lse = _fake(q, k, v, scale, key_bias, q_offsets, k_offsets, return_lse, int8)
     factor, logarithms = q.shape[3] ** -0.5 if scale is None else scale, lse if return_lse else None
     offsets = (q_offsets, k_offsets, False)
     _cuda.launch("spacetime_attention", out, q, k, v, factor, key_bias, *offsets, out, logarithms, None)
@@ -247,10 +247,10 @@ def _on_triton(
     key_bias: Tensor | None,
     q_offsets: Tensor | None,
     k_offsets: Tensor | None,
-    int8: bool,
     return_lse: bool,
+    int8: bool,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    out, lse = _fake(q, k, v, scale, key_bias, q_offsets, k_offsets, int8, return_lse)
+    out, lse = _fake(q, k, v, scale, key_bias, q_offsets, k_offsets, return_lse, int8)
     factor = q.shape[3] ** -0.5 if scale is None else scale
     offsets = (q_offsets, k_offsets)
     _triton.launch("spacetime_attention", out, q, k, v, factor, key_bias, *offsets, out, lse if return_lse else None)
@@ -265,8 +265,8 @@ def _triton_refuses(
     key_bias: Tensor | None,
     q_offsets: Tensor | None,
     k_offsets: Tensor | None,
-    int8: bool,
     return_lse: bool,
+    int8: bool,
 ) -> str | None:
     if int8:
         return _EXACT_ONLY
@@ -295,8 +295,8 @@ def _cuda_refuses(
     key_bias: Tensor | None,
     q_offsets: Tensor | None,
     k_offsets: Tensor | None,
-    int8: bool,
     return_lse: bool,
+    int8: bool,
 ) -> str | None:
     if int8:
         return _EXACT_ONLY

@@ -42,7 +42,7 @@ CALLS: dict[str, list[tuple[Any, ...]]] = {
     ],
     "spacetime_attention": [
         (R(2, 5, 3, 4), R(2, 7, 3, 4), R(2, 7, 3, 4)),
-        (R(1, 5, 3, 4), R(1, 5, 3, 4), R(1, 5, 3, 4), 0.5, R(1, 5), OFFSETS, OFFSETS, False, True),
+        (R(1, 5, 3, 4), R(1, 5, 3, 4), R(1, 5, 3, 4), 0.5, R(1, 5), OFFSETS, OFFSETS, True),
         (R(1, 5, 3, 4), R(1, 5, 3, 4), R(1, 5, 3, 4), 0.5, R(1, 5), OFFSETS, OFFSETS, True, True),
     ],
     "unpatchify": [(R(2, 8, 12), [2, 2, 2], [1, 2, 2])],

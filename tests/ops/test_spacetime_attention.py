@@ -155,7 +155,7 @@ def test_int8_scores_of_hidden_keys_and_packed_samples(runner):
     k[:, 11:] = 1e4
     torch.testing.assert_close(runner(ops.spacetime_attention, q, k, v, key_bias=bias, int8=True), alone)
     offsets = [torch.tensor(e, dtype=torch.int32) for e in ([0, 9, 9], [0, 11, 70])]
-    torch.testing.assert_close(runner(ops.spacetime_attention, q, k, v, None, None, *offsets, True), alone)
+    torch.testing.assert_close(runner(ops.spacetime_attention, q, k, v, None, None, *offsets, int8=True), alone)
 
 
 def test_int8_scores_of_nothing(runner):
