@@ -1,7 +1,7 @@
 #include "pysora/ceiling.h"
 
 #include "pysora/parallel.h"
-#include "simd.h"
+#include "rows.h"
 
 // The loops against which every kernel's rate is read.
 namespace pysora::PYSORA_ISA {
@@ -49,25 +49,12 @@ double arithmetic(const CeilingParams& p) {
   return static_cast<double>(p.tasks) * static_cast<double>(p.rounds) * kChains * Unit::flops;
 }
 
-// Past the caches, so that a line which is about to be overwritten is not read first.
-inline void stream(float* p, Vec v) {
-#if defined(__AVX512F__)
-  _mm512_stream_ps(p, v);
-#elif defined(__AVX2__)
-  _mm256_stream_ps(p, v);
-#else
-  store(p, v);
-#endif
-}
-
 double triad(const CeilingParams& p) {
   const Vec factor = splat(3.0f);
   parallel_for(p.threads, (p.n + kSlice - 1) / kSlice, [&](std::int64_t slice, int) {
     const std::int64_t end = (slice + 1) * kSlice < p.n ? (slice + 1) * kSlice : p.n;
-    for (std::int64_t i = slice * kSlice; i < end; i += W) stream(p.a + i, fma(load(p.c + i), factor, load(p.b + i)));
-#if defined(__AVX2__)
-    _mm_sfence();
-#endif
+    for (std::int64_t i = slice * kSlice; i < end; i += W)
+      store_streamed(p.a + i, fma(load(p.c + i), factor, load(p.b + i)));
   });
   return 3.0 * sizeof(float) * static_cast<double>(p.n);
 }
