@@ -240,6 +240,7 @@ def train(
     minutes: Annotated[float, typer.Option(help="Length of the stage over all its segments.")] = 60.0,
     resume: Annotated[bool, typer.Option(help="Go on from the last state in the folder.")] = False,
     start: Annotated[Path | None, typer.Option(help="Checkpoint folder whose weights the stage begins with.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that train together: sketch, dit and decoder.")] = 1,
 ) -> None:
     """Train the embedded model, one stage after the other; a stage that was stopped goes on with --resume.
 
@@ -249,7 +250,7 @@ def train(
     with _reported():
         from pysora import training
 
-        typer.echo(training.run(stage, out, minutes, resume, start))
+        typer.echo(training.run(stage, out, minutes, resume, start, workers))
 
 
 def main() -> None:

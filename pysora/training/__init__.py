@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 STAGES = ("vae", "text", "sketch", "dit", "decoder", "export")
@@ -11,9 +12,13 @@ _NEEDS = {
     "decoder": ("vae/final",),
     "export": ("vae/final", "text/final", "dit/final"),
 }
+_SHARED = ("sketch", "dit", "decoder")
+"""Stages that several processes can do together."""
 
 
-def run(stage: str, out: Path, minutes: float, resume: bool = False, start: Path | None = None) -> Path:
+def run(
+    stage: str, out: Path, minutes: float, resume: bool = False, start: Path | None = None, workers: int = 1
+) -> Path:
     """Run one stage of the training in the folder `out`; each needs those before it.
 
     stage: "vae", "text", "sketch" (the transformer while the autoencoder is still trained; may be left out), "dit",
@@ -22,16 +27,31 @@ def run(stage: str, out: Path, minutes: float, resume: bool = False, start: Path
     minutes: the length of the stage over all its segments; "export" does not use it.
     resume: go on from the state that an earlier segment left in `out`.
     start: a checkpoint folder whose weights the stage begins with, instead of random ones.
+    workers: processes that train together ("sketch", "dit" and "decoder" only), each with a share of the threads.
     returns: the folder that holds the result.
-    Raises ValueError for an unknown stage, FileNotFoundError where an earlier stage is missing.
+    Raises ValueError for an unknown stage, and for workers that it cannot have; FileNotFoundError where an earlier
+    stage is missing.
     """
     if stage not in STAGES:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}, not {stage!r}")
     if not minutes > 0:
         raise ValueError(f"minutes must be above 0, got {minutes}")
+    if workers < 1 or (workers > 1 and stage not in _SHARED):
+        raise ValueError(f"workers must be 1, or more for {', '.join(_SHARED)}; got {workers} for {stage}")
     for path in _NEEDS.get(stage, ()):
         if not (out / path).exists():
             raise FileNotFoundError(f"{out / path}: run the stage {path.split('/')[0]!r} first")
+    # A group of processes needs torch.distributed, which one process does without.
+    if workers > 1:
+        from pysora.training.workers import group
+
+        with group(workers, partial(_stage, stage, out, minutes, resume, start)):
+            return _stage(stage, out, minutes, resume, start)
+    return _stage(stage, out, minutes, resume, start)
+
+
+def _stage(stage: str, out: Path, minutes: float, resume: bool, start: Path | None) -> Path:
+    """`run` in this process."""
     if stage == "vae":
         from pysora.training import autoencoder
 

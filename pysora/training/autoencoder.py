@@ -18,6 +18,7 @@ from torch import Tensor
 from pysora.checkpoint import load_module, save_module
 from pysora.models.vae import VAE, VAEConfig
 from pysora.models.vae_blocks import Stream
+from pysora.training import workers
 from pysora.training.clips import ClipPool, Size
 from pysora.training.components import Components
 from pysora.training.loop import Run, optimizers
@@ -120,7 +121,7 @@ def train_decoder(folder: Path, minutes: float, resume: bool, start: Path | None
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
     run = Run(folder / "decoder", vae, _optimizers(vae, 0.01), minutes, resume, average=0.998, warmup=30, log_every=50)
-    clips = Clips(np.random.default_rng([3, run.steps]))
+    clips = Clips(np.random.default_rng([3, run.steps, workers.rank()]))
 
     def step(number: int) -> tuple[Tensor, dict[str, float], int]:
         video, weight = clips.batch(number)

@@ -26,6 +26,7 @@ from pysora.models.vae import VAE
 from pysora.pipeline import Pipeline
 from pysora.request import Defaults
 from pysora.sampling import SamplerSettings
+from pysora.training import workers
 from pysora.training.clips import Size
 from pysora.training.components import TIME, Components
 from pysora.training.latents import CaptionBank, LatentPool
@@ -65,6 +66,8 @@ POOLS: tuple[tuple[Size, int, float], ...] = (
 )
 """Size, clips kept, share of the steps."""
 TOKENS_PER_STEP = 40 * 80
+RESTART = 0.5
+"""Share of the full rate at which weights from an earlier training go on: the full one first undoes them."""
 
 
 def noise_levels(count: int, frames: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -134,13 +137,15 @@ class Trainer:
 
     def __init__(self, folder: Path, encode: Callable[[Tensor], Tensor], run: Run, early: float) -> None:
         assert isinstance(run.model, Auxiliary)
-        self.model, self.early, self.rng = run.model, early, np.random.default_rng([2, run.steps])
+        self.model, self.early, self.rng = run.model, early, np.random.default_rng([2, run.steps, workers.rank()])
+        # What decides a step's cost is the same for all workers.
+        self.choices = np.random.default_rng([2, run.steps])
         written = folder / "text" / "final"
         self.text = TextEncoder.load(written / "text_encoder", written / "tokenizer", dtype=torch.float32)
         self.bank = CaptionBank(self.text, 8, self.rng)
         self.pools = [LatentPool(encode, size, n, self.rng) for size, n, _ in POOLS]
         self.shares = [share for _, _, share in POOLS]
-        self.fill(3000)
+        self.fill(1500)
 
     def fill(self, clips: int) -> None:
         """Put the first `clips` clips into the pools, by their shares."""
@@ -150,11 +155,11 @@ class Trainer:
 
     def step(self, progress: float) -> tuple[Tensor, dict[str, float], int]:
         """One batch from one pool; early steps are mostly images, which cost a fifth. returns as `Run.train` wants."""
-        pool = self.pools[int(self.rng.choice(len(self.pools), p=self.shares))]
+        pool = self.pools[int(self.choices.choice(len(self.pools), p=self.shares))]
         pool.add(1)
-        image = self.rng.random() < (0.75 if progress < self.early else 0.08)
+        image = self.choices.random() < (0.75 if progress < self.early else 0.08)
         T = (pool.size[2] - 1) // TIME + 1
-        frames = 1 if image else (int(self.rng.integers(2, T)) if self.rng.random() < 0.1 else T)
+        frames = 1 if image else (int(self.choices.integers(2, T)) if self.choices.random() < 0.1 else T)
         area = (pool.size[0] // 32) * (pool.size[1] // 32)
         count = min(128, TOKENS_PER_STEP // (area * frames))
         z, attributes, occupied = pool.batch(count, frames)
@@ -215,7 +220,8 @@ def sketch(folder: Path, minutes: float, resume: bool, start: Path | None = None
     The rate does not fall: "dit" goes on from here.
     """
     components = Components.load(folder / "vae" / "components.safetensors")
-    run = _run(folder / "sketch", minutes, resume, start and start / "transformer", floor=1.0)
+    weights = start and start / "transformer"
+    run = _run(folder / "sketch", minutes, resume, weights, RESTART if start else 1.0, floor=1.0)
     trainer = Trainer(folder, components.project, run, early=0.25)
     run.train(lambda _: trainer.step(run.progress))
     return _finish(run, trainer)
@@ -234,17 +240,18 @@ def train(folder: Path, minutes: float, resume: bool, start: Path | None = None)
 
     sketched = folder / "sketch" / "final"
     weights = start / "transformer" if start else sketched if sketched.is_dir() else None
-    run = _run(folder / "dit", minutes, resume, weights, floor=0.02)
+    run = _run(folder / "dit", minutes, resume, weights, RESTART if start else 1.0, floor=0.02)
     trainer = Trainer(folder, encode, run, early=0.0 if weights else 0.08)
     run.train(lambda _: trainer.step(run.progress), every=[(600.0, lambda: look(run, trainer, vae))])
     return _finish(run, trainer)
 
 
-def _run(folder: Path, minutes: float, resume: bool, weights: Path | None, floor: float) -> Run:
-    """A run in `folder` of the transformer with its heads, from `weights`, or from random ones."""
+def _run(folder: Path, minutes: float, resume: bool, weights: Path | None, rate: float, floor: float) -> Run:
+    """A run in `folder` of the transformer with its heads, from `weights`, or from random ones, at `rate` of the full
+    learning rate."""
     torch.manual_seed(0)
     model = Auxiliary(DiT(CONFIG) if weights is None else load_module(DiT, weights, torch.float32).train())
-    opts = optimizers(model, lambda n, p: ".blocks." in n and p.ndim == 2, 0.02, 2e-3)
+    opts = optimizers(model, lambda n, p: ".blocks." in n and p.ndim == 2, 0.02 * rate, 2e-3 * rate)
     return Run(folder, model, opts, minutes, resume=resume, floor=floor)
 
 

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pysora.training import workers
 from pysora.training.muon import Muon
 
 
@@ -45,9 +46,11 @@ class _Due:
 class Run:
     """One stage of training in `folder`: `state.safetensors`, `progress.json` and `losses.csv` live there.
 
+    In a group of workers each has a run of its own: they take their steps together, and the leader writes the files.
+
     model: what is trained; its averaged weights are kept under the names of `model`.
     optimizers: their state is saved too, so that a later segment goes on where this one ended.
-    minutes: the length of the whole stage, over all its segments; the learning rate falls along it.
+    minutes: the length of the whole stage, over all its segments; the learning rate falls in the last half of it.
     resume: take up the state that an earlier segment left in `folder`, where there is one.
     average: decay of the moving average of the weights.
     """
@@ -115,21 +118,26 @@ class Run:
         step: Callable[[int], tuple[Tensor, dict[str, float], int]],
         every: Iterable[tuple[float, Callable[[], None]]] = (),
     ) -> None:
-        """Go on until `minutes` are used up; an interrupt (Ctrl-C) saves the state and is passed on.
+        """Go on until `minutes` are used up; an interrupt (Ctrl-C) saves the state and is passed on. Of a group of
+        workers only the leader returns.
 
         step: given the number of the step, returns the loss, what else to write down, and how many clips it saw.
         every: (seconds, action) pairs: actions that look at the model, done in the pauses.
         """
         due = [_Due(seconds, action) for seconds, action in [*every, (self.save_every_s, self.save)]]
+        # Noise of its own for each worker, and for each segment.
+        torch.manual_seed(1000 * self.steps + workers.rank())
         totals: dict[str, list[float]] = {}
         last = time.monotonic()
         try:
             while self.progress < 1:
                 loss, numbers, count = step(self.steps)
                 norm = self._update(loss)
-                self.steps, self.seen = self.steps + 1, self.seen + count
+                self.steps, self.seen = self.steps + 1, self.seen + workers.total(count)
                 now = time.monotonic()
-                self.elapsed, last = self.elapsed + now - last, now
+                self.elapsed, last = workers.leading(self.elapsed + now - last), now
+                if workers.rank():
+                    continue
                 for name, value in {"loss": float(loss.detach()), "norm": norm, **numbers}.items():
                     totals.setdefault(name, []).append(value)
                 if self.steps % self.log_every == 0:
@@ -138,7 +146,9 @@ class Run:
                 for each in due:
                     each.act_if_due()
         finally:
-            self.save()
+            if not workers.rank():
+                self.save()
+        workers.dismiss()
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -160,6 +170,7 @@ class Run:
         """One step of the optimisers and of the average; returns the norm of the gradient."""
         self._set_rates()
         loss.backward()
+        workers.mean([p.grad for p in self.model.parameters() if p.grad is not None])
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), 1.0))
         if not math.isfinite(norm):
             raise FloatingPointError(f"step {self.steps}: the gradient is not finite")
@@ -170,8 +181,12 @@ class Run:
         return norm
 
     def _set_rates(self) -> None:
-        """Linear warm-up, then half a cosine down to `floor`."""
-        factor = max(self.floor, 0.5 * (1 + math.cos(math.pi * self.progress))) * min(1, (self.steps + 1) / self.warmup)
+        """Linear warm-up, then the full rate, then a line down to `floor`.
+
+        A longer stage can go on from the middle of a shorter one: nothing learnt at a low rate is undone (Hu et al.
+        2024, arXiv:2404.06395).
+        """
+        factor = max(self.floor, min(1.0, 2 * (1 - self.progress))) * min(1, (self.steps + 1) / self.warmup)
         for optimizer, rates in zip(self.optimizers, self._rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
