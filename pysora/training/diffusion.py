@@ -145,7 +145,7 @@ class Trainer:
         self.bank = CaptionBank(self.text, 8, self.rng)
         self.pools = [LatentPool(encode, size, n, self.rng) for size, n, _ in POOLS]
         self.shares = [share for _, _, share in POOLS]
-        self.fill(1500)
+        self.fill(1500 // workers.count())
 
     def fill(self, clips: int) -> None:
         """Put the first `clips` clips into the pools, by their shares."""

@@ -66,6 +66,11 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def count() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def dismiss() -> None:
     """End this process unless it leads: the work that helpers are for is done."""
     if rank():
