@@ -8,7 +8,7 @@ import pytest
 
 from pysora import worlds
 from pysora.worlds import lexicon
-from pysora.worlds.motions import METRES
+from pysora.worlds.motions import METRES, PACE
 
 
 def attributes(motion="bounces", setting="grass", cls="dog", colour="red"):
@@ -93,14 +93,14 @@ def test_speed_does_not_depend_on_frame_rate_or_size():
 
 @pytest.mark.parametrize("motion", ["bounces", "falls"])
 def test_gravity(motion):
-    """In the air the feet's second difference in time is 9.81 m/s^2."""
+    """In the air the feet's second difference in the world's own time is 9.81 m/s^2."""
     fps = 40.0
     truth = worlds.render(attributes(motion, cls="ball"), 2, (256, 256), 80, fps).truth
     metres = (truth.ground - truth.boxes[:, 3]) / 256 * METRES
     flying = np.lib.stride_tricks.sliding_window_view(metres, 13)
     moves = (flying.min(1) > 0.25) & (np.ptp(flying, axis=1) > 0.05)
     assert moves.sum() >= 3
-    time = np.arange(13) / fps
+    time = np.arange(13) / fps * PACE
     accelerations = [2 * np.polyfit(time, window, 2)[0] for window in flying[moves]]
     assert np.median(accelerations) == pytest.approx(-9.81, abs=0.8)
 
@@ -116,13 +116,14 @@ def test_motions_do_what_they_are_called():
         assert all((sign * np.diff(path[:, 0]) > -0.01).all() for path in paths[motion])
         assert all(sign * (path[-1, 0] - path[0, 0]) > 0.35 for path in paths[motion])
     for path in paths["bounces"]:
-        assert np.sum(np.diff(np.sign(np.diff(path[:, 1]))) != 0) >= 3
+        # Within two seconds over the top, down to the ground, and up again.
+        assert np.sum(np.diff(np.sign(np.diff(path[:, 1]))) != 0) >= 2
     for path in paths["falls"]:
-        assert path[-1, 1] - path[0, 1] > 0.25 and abs(path[-1, 1] - path[-3, 1]) < 0.03
+        assert path[-1, 1] - path[0, 1] > 0.25 and abs(path[-1, 1] - path[-3, 1]) < 0.05
     for path in paths["circles"]:
         middle = (path.max(0) + path.min(0)) / 2
         angle = np.unwrap(np.arctan2(*(path - middle).T))
-        assert abs(angle[-1] - angle[0]) > 0.9 * 2 * np.pi
+        assert abs(angle[-1] - angle[0]) > 0.55 * 2 * np.pi
 
 
 def test_every_class_colour_and_setting_looks_different():

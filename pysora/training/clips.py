@@ -12,6 +12,9 @@ from pysora import worlds
 
 Size = tuple[int, int, int]
 """Width, height, frames."""
+EASY = frozenset({"ball", "cube", "car", "boat", "still", "runs left", "runs right"})
+"""Classes and motions that are learnt early: of the combinations with each of them `EASY_SHARE` is drawn."""
+EASY_SHARE = 0.6
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,12 @@ class Sample:
 
 
 def draw(rng: np.random.Generator, size: Size) -> Sample:
-    """A new clip of a combination that is not held out."""
+    """A new clip of a combination that is not held out, less often of an easy class or motion."""
     width, height, frames = size
-    attributes = worlds.sample_attributes(rng, held_out=False)
+    while True:
+        attributes = worlds.sample_attributes(rng, held_out=False)
+        if rng.random() < EASY_SHARE ** len(EASY & {attributes.cls, attributes.motion}):
+            break
     clip = worlds.render(attributes, seed=int(rng.integers(2**31)), size=(width, height), frames=frames)
     scale = np.array([width, height, width, height], np.float32)
     return Sample(clip.frames, attributes, np.asarray(clip.truth.boxes, np.float32) / scale)

@@ -16,13 +16,22 @@ import numpy as np
 from pysora.worlds.shapes import Array
 
 #: Metres of the world that the frame's shorter side shows.
-METRES = 3.0
+METRES = 4.0
+#: Speed at which the world is shown: slow motion. At full speed what falls moves by its own length between two of the
+#: eight frames a second.
+PACE = 0.5
 #: Gravity, shorter sides per second squared.
-GRAVITY = 9.81 / METRES
+GRAVITY = 9.81 / METRES * PACE**2
+#: How high a subject bounces, and from how high it falls, shorter sides.
+BOUNCE, FALL = 0.2, 0.34
 #: Distance kept between the subject and the frame's edge.
 MARGIN = 0.035
 #: One breath of a resting subject, seconds.
 BREATH = 1.6
+#: Strides and wing beats a second: at 8 frames a second faster ones fall between the frames.
+STRIDES = 1.0
+#: One round of a circling subject, seconds, and its radius, shorter sides.
+ROUND, RADIUS = 3.2, 0.15
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,7 @@ def _runs(stage: Stage, time: Array, rng: np.random.Generator, facing: int) -> T
     start = rng.uniform(0, 1) * (room - way)
     gone = way / duration * time
     x = stage.left + start + gone if facing > 0 else stage.right - start - gone
-    stride = 2 * math.pi * 2.0 * time + rng.uniform(0, 2 * math.pi)
+    stride = 2 * math.pi * STRIDES * time + rng.uniform(0, 2 * math.pi)
     roll = facing * gone / (stage.size * 0.465)
     lift = 0.012 * (1 - np.cos(2 * stride))
     return _track(time, x=x, lift=lift, stride=stride, effort=1.0, roll=roll, sway=np.sin(stride), facing=facing)
@@ -121,14 +130,14 @@ def runs_right(stage: Stage, time: Array, rng: np.random.Generator) -> Track:
 @motion("bounces")
 def bounces(stage: Stage, time: Array, rng: np.random.Generator) -> Track:
     """Bounces in place without losing height, flat for a moment where it meets the ground."""
-    top = min(stage.head_room, 0.42) * rng.uniform(0.9, 1.0)
+    top = min(stage.head_room, BOUNCE) * rng.uniform(0.9, 1.0)
     speed = math.sqrt(2 * GRAVITY * top)
     period = 2 * speed / GRAVITY
     since = np.mod(time + rng.uniform(0.0, 0.25) * period, period)
     lift = np.maximum(speed * since - GRAVITY / 2 * since**2, 0)
     x = stage.width / 2 + rng.uniform(-0.5, 0.5) * min(stage.right - stage.left, 0.5) * 0.9
     contact = np.minimum(since, period - since)
-    stretch = 1 + 0.06 * np.minimum(lift / top, 1) - 0.2 * np.exp(-((contact / 0.05) ** 2))
+    stretch = 1 + 0.06 * np.minimum(lift / top, 1) - 0.2 * np.exp(-((contact / 0.08) ** 2))
     effort = 0.35 * np.minimum(lift / top, 1)
     stride = 2 * math.pi * time / period
     sway = np.sin(stride)
@@ -138,7 +147,7 @@ def bounces(stage: Stage, time: Array, rng: np.random.Generator) -> Track:
 @motion("falls")
 def falls(stage: Stage, time: Array, rng: np.random.Generator) -> Track:
     """Hangs at the top, falls, and lands with one small rebound."""
-    top = stage.head_room * rng.uniform(0.95, 1.0)
+    top = min(stage.head_room, FALL) * rng.uniform(0.95, 1.0)
     release = rng.uniform(0.3, 0.55)
     landing = math.sqrt(2 * top / GRAVITY)
     rebound = 0.3 * GRAVITY * landing
@@ -150,20 +159,20 @@ def falls(stage: Stage, time: Array, rng: np.random.Generator) -> Track:
     x = stage.width / 2 + rng.uniform(-0.5, 0.5) * min(stage.right - stage.left, 0.5) * 0.9
     sway = np.sin(2 * math.pi * time)
     return _track(
-        time, x=x, lift=lift, stretch=1 - squash, stride=9 * time, effort=0.6 * moving, sway=sway, facing=_either(rng)
+        time, x=x, lift=lift, stretch=1 - squash, stride=6 * time, effort=0.6 * moving, sway=sway, facing=_either(rng)
     )
 
 
 @motion("circles")
 def circles(stage: Stage, time: Array, rng: np.random.Generator) -> Track:
-    """Flies a full circle in two seconds, starting near its top."""
-    radius = min(stage.head_room / 2, (stage.right - stage.left) / 2, 0.24) * rng.uniform(0.92, 1.0)
+    """Flies circles, starting near the top."""
+    radius = min(stage.head_room / 2, (stage.right - stage.left) / 2, RADIUS) * rng.uniform(0.92, 1.0)
     facing = _either(rng)
-    angle = facing * (math.pi * time + rng.uniform(-0.4, 0.4))
+    angle = facing * (2 * math.pi / ROUND * time + rng.uniform(-0.4, 0.4))
     slack = min((stage.right - stage.left) / 2 - radius, 0.3)
     x = stage.width / 2 + rng.uniform(-1, 1) * slack + radius * np.sin(angle)
     lift = stage.head_room - radius * (1 - np.cos(angle))
-    stride = 2 * math.pi * 2.0 * time
+    stride = 2 * math.pi * STRIDES * time
     return _track(time, x=x, lift=lift, stride=stride, effort=0.7, roll=angle, sway=np.sin(stride), facing=facing)
 
 

@@ -108,13 +108,13 @@ def boat(p: Pose) -> Drawing:
     """A sailing boat with two sails."""
     u, v = turn(p.u, p.v - 0.6, p.sway * np.float32(0.07))
     v = v + np.float32(0.6)
-    hull = polygon(u, v, [(-0.85, 0.47), (0.85, 0.47), (0.54, 0.87), (-0.54, 0.87)], 0.06)
+    hull = polygon(u, v, [(-0.85, 0.44), (0.85, 0.44), (0.55, 0.87), (-0.55, 0.87)], 0.06)
     mast = capsule(u, v, (0, -0.86), (0, 0.5), 0.06)
-    main = polygon(u, v, [(0.1, -0.78), (0.1, 0.26), (0.74, 0.26)], 0.04)
-    jib = polygon(u, v, [(-0.1, -0.6), (-0.1, 0.26), (-0.64, 0.26)], 0.04)
+    main = polygon(u, v, [(0.0, -0.78), (0.0, 0.28), (0.76, 0.28)], 0.04)
+    jib = polygon(u, v, [(0.0, -0.6), (0.0, 0.28), (-0.66, 0.28)], 0.04)
     stripe = box(u, v, (0, 0.5), (1.0, 0.07))
     keel = box(u, v, (0, 0.86), (1.0, 0.1))
-    layers = ((mast, "wood"), (jib, "light"), (stripe, "light"), (keel, "shade"))
+    layers = ((jib, "light"), (mast, "wood"), (stripe, "light"), (keel, "shade"))
     return Drawing(union(hull, mast, main, jib), layers)
 
 

@@ -14,7 +14,7 @@ Pixels = npt.NDArray[np.float32]
 #: A path wider (higher) than this, in shorter sides, is no mere sway.
 _FAR = 0.13
 #: Share of a full turn that a circle must go round.
-_TURN = 0.7
+_TURN = 0.55
 #: How much more than the background a living subject's pixels change.
 _LIVELY = 2.0
 
