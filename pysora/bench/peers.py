@@ -61,9 +61,10 @@ def openvino(function: Function, sets: Sets, dtype: str) -> Call:
     request = library.compile_model(model, "CPU", settings).create_infer_request()
     arrays = [[t.numpy() for t in tensors] for tensors in inputs]
 
-    def call(i: int) -> list[Tensor]:
+    def call(i: int) -> Any:
         results = request.infer(arrays[i % len(arrays)], share_inputs=True, share_outputs=True)
-        return [torch.from_numpy(results[k]) for k in range(len(results))]
+        tensors = [torch.from_numpy(results[k]) for k in range(len(results))]
+        return tensors[0] if len(tensors) == 1 else tensors
 
     return call
 

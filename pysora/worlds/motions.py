@@ -22,8 +22,13 @@ METRES = 4.0
 PACE = 0.5
 #: Gravity, shorter sides per second squared.
 GRAVITY = 9.81 / METRES * PACE**2
-#: How high a subject bounces, and from how high it falls, shorter sides.
+#: How high a subject bounces, and from how high it falls, shorter sides. What leaves the ground keeps to one timetable
+#: in all clips, and only where it does so differs: heights and moments of its own in each clip are learnt far later.
 BOUNCE, FALL = 0.2, 0.34
+#: Seconds after which a falling subject lets go.
+RELEASE = 0.4
+#: The part of a bounce that is over when a clip begins.
+RISEN = 0.12
 #: Distance kept between the subject and the frame's edge.
 MARGIN = 0.035
 #: One breath of a resting subject, seconds.
@@ -130,10 +135,10 @@ def runs_right(stage: Stage, time: Array, rng: np.random.Generator) -> Track:
 @motion("bounces")
 def bounces(stage: Stage, time: Array, rng: np.random.Generator) -> Track:
     """Bounces in place without losing height, flat for a moment where it meets the ground."""
-    top = min(stage.head_room, BOUNCE) * rng.uniform(0.9, 1.0)
+    top = min(stage.head_room, BOUNCE)
     speed = math.sqrt(2 * GRAVITY * top)
     period = 2 * speed / GRAVITY
-    since = np.mod(time + rng.uniform(0.0, 0.25) * period, period)
+    since = np.mod(time + RISEN * period, period)
     lift = np.maximum(speed * since - GRAVITY / 2 * since**2, 0)
     x = stage.width / 2 + rng.uniform(-0.5, 0.5) * min(stage.right - stage.left, 0.5) * 0.9
     contact = np.minimum(since, period - since)
@@ -147,11 +152,10 @@ def bounces(stage: Stage, time: Array, rng: np.random.Generator) -> Track:
 @motion("falls")
 def falls(stage: Stage, time: Array, rng: np.random.Generator) -> Track:
     """Hangs at the top, falls, and lands with one small rebound."""
-    top = min(stage.head_room, FALL) * rng.uniform(0.95, 1.0)
-    release = rng.uniform(0.3, 0.55)
+    top = min(stage.head_room, FALL)
     landing = math.sqrt(2 * top / GRAVITY)
     rebound = 0.3 * GRAVITY * landing
-    since = np.maximum(time - release, 0)
+    since = np.maximum(time - RELEASE, 0)
     after = since - landing
     lift = np.where(after < 0, top - GRAVITY / 2 * since**2, np.maximum(rebound * after - GRAVITY / 2 * after**2, 0))
     squash = np.where(after >= 0, 0.2 * np.exp(-((after / 0.12) ** 2)), 0)
@@ -165,10 +169,10 @@ def falls(stage: Stage, time: Array, rng: np.random.Generator) -> Track:
 
 @motion("circles")
 def circles(stage: Stage, time: Array, rng: np.random.Generator) -> Track:
-    """Flies circles, starting near the top."""
-    radius = min(stage.head_room / 2, (stage.right - stage.left) / 2, RADIUS) * rng.uniform(0.92, 1.0)
+    """Flies circles, starting at the top."""
+    radius = min(stage.head_room / 2, (stage.right - stage.left) / 2, RADIUS)
     facing = _either(rng)
-    angle = facing * (2 * math.pi / ROUND * time + rng.uniform(-0.4, 0.4))
+    angle = facing * 2 * math.pi / ROUND * time
     slack = min((stage.right - stage.left) / 2 - radius, 0.3)
     x = stage.width / 2 + rng.uniform(-1, 1) * slack + radius * np.sin(angle)
     lift = stage.head_room - radius * (1 - np.cos(angle))
