@@ -27,16 +27,17 @@ def motion_of(frames: Pixels, masks: Mask, boxes: npt.NDArray[np.float64]) -> st
     if len(boxes) < 5:
         return None
     short = min(frames.shape[1:3])
-    x, foot = _steady((boxes[:, 0] + boxes[:, 2]) / 2) / short, _steady(boxes[:, 3]) / short
-    y = _steady((boxes[:, 1] + boxes[:, 3]) / 2) / short
-    wide, high = float(np.ptp(x)), float(np.ptp(y))
+    x, y = _steady((boxes[:, 0] + boxes[:, 2]) / 2) / short, _steady((boxes[:, 1] + boxes[:, 3]) / 2) / short
+    # A body that stretches moves its middle less far than its ends; of these one may have been cut off with the ground.
+    end = max((_steady(boxes[:, 1]) / short, _steady(boxes[:, 3]) / short), key=np.ptp)
+    wide, high = float(np.ptp(x)), float(max(np.ptp(y), np.ptp(end)))
     if wide < _FAR and high < _FAR:
         return "still" if _lives(frames, masks) else None
     if abs(_turns(x, y)) > _TURN and min(wide, high) > _FAR:
         return "circles"
     if wide > 1.2 * high:
         return _crossing(x)
-    return _vertical(foot)
+    return _vertical(end)
 
 
 def _crossing(x: npt.NDArray[np.float64]) -> str | None:
@@ -47,9 +48,9 @@ def _crossing(x: npt.NDArray[np.float64]) -> str | None:
     return "runs right" if way > 0 else "runs left"
 
 
-def _vertical(foot: npt.NDArray[np.float64]) -> str | None:
-    """Falls where the feet [F] (downwards) come down once for good, bounces where they rise high again."""
-    height = (foot.max() - foot) / max(float(np.ptp(foot)), 1e-6)
+def _vertical(end: npt.NDArray[np.float64]) -> str | None:
+    """Falls where an end [F] (downwards) comes down once for good, bounces where it rises high again."""
+    height = (end.max() - end) / max(float(np.ptp(end)), 1e-6)
     after = height[int(np.argmin(height > 0.3)) :]
     if float(after.max()) > 0.5:
         return "bounces"
