@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +15,8 @@ from torch import nn
 
 from pysora import training, worlds
 from pysora.checkpoint import load_module, save_module
-from pysora.training import autoencoder, diffusion, reader
+from pysora.loading import embedded_path
+from pysora.training import autoencoder, diffusion, export, reader
 from pysora.training.clips import ClipPool, draw, to_model
 from pysora.training.components import Components, blocks
 from pysora.training.latents import LatentPool, occupancy
@@ -323,3 +326,14 @@ def test_stages_are_named_and_ordered(tmp_path: Path) -> None:
         training.run("vae", tmp_path, 0)
     with pytest.raises(FileNotFoundError, match="run the stage 'vae' first"):
         training.run("dit", tmp_path, 1)
+
+
+def test_exported_parts_keep_their_record_or_get_the_embedded_models(tmp_path: Path) -> None:
+    runs, shipped = tmp_path / "runs", embedded_path()
+    for part, place in {"vae": "vae/final", "transformer": "dit/final"}.items():
+        shutil.copytree(shipped / part, runs / place)
+    for part in ("text_encoder", "tokenizer"):
+        shutil.copytree(shipped / part, runs / "text" / "final" / part)
+    (runs / "dit" / "progress.json").write_text('{"steps": 7}')
+    record = json.loads((export.write(runs, tmp_path / "model") / "training.json").read_text())
+    assert record == {**json.loads((shipped / "training.json").read_text()), "dit": {"steps": 7}}

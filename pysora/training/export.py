@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from pysora.checkpoint import load_module, write_json
+from pysora.loading import embedded_path
 from pysora.models.dit import DiT
 from pysora.models.text import TextEncoder
 from pysora.models.vae import VAE
@@ -24,7 +25,12 @@ def write(folder: Path, target: Path) -> Path:
     dit = load_module(DiT, folder / "dit" / "final", dtype=torch.float32).bfloat16()
     vae = load_module(VAE, folder / "vae" / "final", dtype=torch.bfloat16)
     assemble(dit, vae, encoder).save(target)
-    stages = [stage for stage in ("vae", "text", "dit", "decoder") if (folder / stage).is_dir()]
-    record = {stage: json.loads((folder / stage / "progress.json").read_text()) for stage in stages}
+    # A stage whose finished parts were put into `folder` has no record there: they are the embedded model's.
+    earlier = embedded_path() / "training.json"
+    record = json.loads(earlier.read_text()) if earlier.exists() else {}
+    for stage in ("vae", "text", "dit", "decoder"):
+        progress = folder / stage / "progress.json"
+        if progress.exists():
+            record[stage] = json.loads(progress.read_text())
     write_json(target / "training.json", record)
     return target

@@ -7,6 +7,8 @@ attends to.
 
 from __future__ import annotations
 
+import copy
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ from pysora.training.loop import Run, optimizers
 WIDTH, LAYERS, HEADS, HIDDEN = 256, 3, 8, 384
 VOCABULARY = 2048
 TEXT_LENGTH = 64
+REFINE, KEEP = 0.3, 4.0
+"""Of an encoder that a transformer was trained with: share of the full rate at which it goes on, and the weight of its
+tokens' squared distance from what they were."""
 FIELDS = (
     ("cls", worlds.CLASSES),
     ("colour", worlds.COLOURS),
@@ -109,7 +114,15 @@ class Reader(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor) -> list[Tensor]:
         """ids, mask: int64 `[B, M]`. returns: per field, logits `[B, M, names + 1]`."""
-        hidden = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        return self.name(self.hidden(ids, mask))
+
+    def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The encoder's tokens, `[B, M, WIDTH]`."""
+        tokens: Tensor = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        return tokens
+
+    def name(self, hidden: Tensor) -> list[Tensor]:
+        """What tokens say, per field, logits `[B, M, names + 1]`."""
         return [head(hidden) for head in self.heads]
 
 
@@ -125,36 +138,99 @@ def accuracy(reader: Reader, tokenizer: Any, count: int = 512, seed: int = 10**6
     texts, targets = zip(*(caption(rng) for _ in range(count)), strict=True)
     with torch.no_grad():
         ids, mask = tokenize(tokenizer, list(texts))
-        weight = (mask / mask.sum(1, keepdim=True))[..., None]
-        guesses = torch.stack([(logits * weight).sum(1).argmax(-1) for logits in reader(ids, mask)], 1)
-    return float((guesses == torch.tensor(targets)).all(1).float().mean())
+        return float(_right(reader(ids, mask), torch.tensor(targets), mask).float().mean())
+
+
+def naming_loss(logits: list[Tensor], wanted: Tensor, mask: Tensor) -> Tensor:
+    """Cross-entropy of all tokens' names. logits: per field `[B, M, names + 1]`; wanted: int64 `[B, fields]`."""
+    loss = torch.zeros(())
+    for field, each in enumerate(logits):
+        names = wanted[:, field, None].expand_as(mask)
+        loss = loss + (F.cross_entropy(each.transpose(1, 2), names, reduction="none") * mask).sum() / mask.sum()
+    return loss
 
 
 def train(folder: Path, minutes: float, resume: bool, start: Path | None = None) -> Path:
     """Train for `minutes` in all; returns the folder that holds `text_encoder/` and `tokenizer/`."""
+    if start is not None:
+        return refine(folder, minutes, resume, start)
     out = folder / "text" / "final"
-    if start is None:
-        tokenizer = train_tokenizer(out / "tokenizer", np.random.default_rng(1))
-        reader = Reader(build_encoder(len(tokenizer)))
-    else:
-        text = TextEncoder.load(start / "text_encoder", start / "tokenizer", dtype=torch.float32)
-        text.tokenizer.save_pretrained(out / "tokenizer")
-        tokenizer, reader = text.tokenizer, Reader(text.model.train())
-    opts = optimizers(reader, lambda n, p: ".block." in n and p.ndim == 2 and min(p.shape) >= 64, 0.01, 2e-3)
-    run = Run(folder / "text", reader, opts, minutes, resume, average=0.995, log_every=100)
+    tokenizer = train_tokenizer(out / "tokenizer", np.random.default_rng(1))
+    reader = Reader(build_encoder(len(tokenizer)))
+    run = _run(folder, reader, minutes, resume, 1.0)
     rng = np.random.default_rng([1, run.steps])
 
     def step(number: int) -> tuple[Tensor, dict[str, float], int]:
         texts, targets = zip(*(caption(rng) for _ in range(64)), strict=True)
         ids, mask = tokenize(tokenizer, list(texts))
-        wanted = torch.tensor(targets)
-        loss = torch.zeros(())
-        for field, logits in enumerate(reader(ids, mask)):
-            each = F.cross_entropy(logits.transpose(1, 2), wanted[:, field, None].expand_as(ids), reduction="none")
-            loss = loss + (each * mask).sum() / mask.sum()
-        return loss, {}, len(texts)
+        return naming_loss(reader(ids, mask), torch.tensor(targets), mask), {}, len(texts)
 
     run.train(step)
+    return _finish(run, reader, tokenizer, out)
+
+
+def refine(folder: Path, minutes: float, resume: bool, start: Path) -> Path:
+    """Go on with the encoder in `start`, for a transformer that knows its tokens: these stay where a caption was read
+    right, and what is misread is read again until it is right."""
+    out = folder / "text" / "final"
+    text = TextEncoder.load(start / "text_encoder", start / "tokenizer", dtype=torch.float32)
+    text.tokenizer.save_pretrained(out / "tokenizer")
+    known, reader = copy.deepcopy(text.model).requires_grad_(False), Reader(text.model.train())
+    _fit_heads(reader, text.tokenizer)
+    run = _run(folder, reader, minutes, resume, REFINE)
+    rng = np.random.default_rng([1, run.steps])
+    misread: deque[tuple[str, list[int]]] = deque(maxlen=512)
+
+    def step(number: int) -> tuple[Tensor, dict[str, float], int]:
+        again = [misread.popleft() for _ in range(min(32, len(misread)))]
+        told = again + [caption(rng) for _ in range(64 - len(again))]
+        texts, targets = zip(*told, strict=True)
+        ids, mask = tokenize(text.tokenizer, list(texts))
+        wanted = torch.tensor(targets)
+        hidden = reader.hidden(ids, mask)
+        before = known(input_ids=ids, attention_mask=mask).last_hidden_state
+        logits = reader.name(hidden)
+        misread.extend(told[i] for i in torch.nonzero(~_right(logits, wanted, mask))[:, 0].tolist())
+        weight = mask * _right(reader.name(before), wanted, mask)[:, None]
+        moved = ((hidden - before).square().mean(-1) * weight).sum() / weight.sum().clamp(min=1)
+        values = {"moved": float(moved.detach()), "misread": float(len(misread))}
+        return naming_loss(logits, wanted, mask) + KEEP * moved, values, len(texts)
+
+    run.train(step)
+    return _finish(run, reader, text.tokenizer, out)
+
+
+def _right(logits: list[Tensor], wanted: Tensor, mask: Tensor) -> Tensor:
+    """Which captions are read right in all fields, by the mean of their tokens' logits; bool `[B]`."""
+    weight = (mask / mask.sum(1, keepdim=True))[..., None]
+    guesses = torch.stack([(each * weight).sum(1).argmax(-1) for each in logits], 1)
+    return (guesses == wanted).all(1)
+
+
+def _fit_heads(reader: Reader, tokenizer: Any, steps: int = 300) -> None:
+    """Learn what the encoder's tokens say as it is; the heads stay so."""
+    rng = np.random.default_rng(4)
+    adam = torch.optim.Adam(reader.heads.parameters(), lr=0.01)
+    for _ in range(steps):
+        texts, targets = zip(*(caption(rng) for _ in range(64)), strict=True)
+        ids, mask = tokenize(tokenizer, list(texts))
+        with torch.no_grad():
+            hidden = reader.hidden(ids, mask)
+        loss = naming_loss(reader.name(hidden), torch.tensor(targets), mask)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    reader.heads.requires_grad_(False)
+
+
+def _run(folder: Path, reader: Reader, minutes: float, resume: bool, rate: float) -> Run:
+    """A run in `folder` at `rate` of the full learning rate."""
+    muon, adam = 0.01 * rate, 2e-3 * rate
+    opts = optimizers(reader, lambda n, p: ".block." in n and p.ndim == 2 and min(p.shape) >= 64, muon, adam)
+    return Run(folder / "text", reader, opts, minutes, resume, average=0.995, log_every=100)
+
+
+def _finish(run: Run, reader: Reader, tokenizer: Any, out: Path) -> Path:
     with run.averaged_weights():
         print(f"captions read right: {accuracy(reader, tokenizer):.3f}", flush=True)
         reader.encoder.save_pretrained(out / "text_encoder")
