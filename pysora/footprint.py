@@ -35,7 +35,7 @@ def denoising(config: DiTConfig, batch: int, grid: tuple[int, int, int], text_ro
     scores = 3 * N * text_rows * FP32 if ops.explain("spacetime_attention").backend == "reference" else 0
     latents = L * math.prod(config.patch_size) * config.in_channels * 10 * FP32
     text = texts(config, text_rows, itemsize)
-    scratch = max(scratch_bytes(batch * L, D), scratch_bytes(batch * L, config.ffn_dim))
+    scratch = max(scratch_bytes(batch * L, D, config.ffn_dim), scratch_bytes(batch * L, config.ffn_dim, D))
     return batch * (L * max(attention, feed_forward, 4 * D * FP32 + scores) + text + latents) + scratch
 
 

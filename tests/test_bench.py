@@ -47,12 +47,13 @@ def isa(request: pytest.FixtureRequest) -> Any:
 
 
 def test_the_loops_count_their_work(isa: str) -> None:
-    """12 chains of fused multiply-adds in vectors of 4, 8 or 16; `vdpbf16ps` adds two products a lane."""
+    """12 chains of fused multiply-adds in vectors of 4, 8 or 16; `vdpbf16ps` adds two products a lane, and `tdpbf16ps`
+    32 to each of 16x16 sums, of which there are 6."""
     lanes = {"baseline": 4, "avx2": 8}.get(isa, 16)
     rounds, tasks = 5, 8 * 2
     fp32, bf16 = (_C.ceiling_flops(dtype, rounds, 2) for dtype in (False, True))
     assert fp32 == tasks * rounds * 12 * lanes * 2
-    assert bf16 == fp32 * (2 if isa == "avx512_bf16" else 1)
+    assert bf16 == {"avx512_bf16": 2 * fp32, "amx_bf16": tasks * rounds * 6 * 16 * 16 * 32 * 2}.get(isa, fp32)
 
 
 def test_the_triad_reads_and_writes_every_value(isa: str) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from pysora import training, worlds
 from pysora.checkpoint import load_module, save_module
 from pysora.loading import embedded_path
+from pysora.models.text import TextEncoder
 from pysora.training import autoencoder, diffusion, export, reader
 from pysora.training.clips import ClipPool, draw, to_model
 from pysora.training.components import Components, blocks
@@ -337,3 +338,22 @@ def test_exported_parts_keep_their_record_or_get_the_embedded_models(tmp_path: P
     (runs / "dit" / "progress.json").write_text('{"steps": 7}')
     record = json.loads((export.write(runs, tmp_path / "model") / "training.json").read_text())
     assert record == {**json.loads((shipped / "training.json").read_text()), "dit": {"steps": 7}}
+
+
+def test_a_refined_text_encoder_keeps_its_vocabulary_and_stays_near(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "HEAD_STEPS", 40)
+    refined = reader.train(tmp_path, 0.05, resume=False, start=embedded_path())
+    before, after = (
+        TextEncoder.load(folder / "text_encoder", folder / "tokenizer", dtype=torch.float32)
+        for folder in (embedded_path(), refined)
+    )
+    texts = ["a red ball bounces on the grass", "一只猫从左向右跑"]
+    ids, mask = reader.tokenize(before.tokenizer, texts)
+    assert all(torch.equal(a, b) for a, b in zip((ids, mask), reader.tokenize(after.tokenizer, texts), strict=True))
+    with torch.no_grad():
+        was, now = (text.model(input_ids=ids, attention_mask=mask).last_hidden_state for text in (before, after))
+    moved = ((now - was).square().mean(-1) * mask).sum() / mask.sum()
+    assert 0 < float(moved) < 0.1
+    assert (json.loads((tmp_path / "text" / "progress.json").read_text()))["steps"] > 0

@@ -32,7 +32,9 @@ void bind_linear(py::module_& m) {
   m.def(
       "linear_workspace",
       [](std::int64_t tokens, std::int64_t E, std::int64_t D, int threads) {
-        return ProductShape{tokens, E, D, threads}.workspace_floats();
+        LinearParams p{};
+        p.B = 1, p.L = tokens, p.E = E, p.D = D, p.threads = threads;
+        return p.workspace_floats();
       },
       py::arg("tokens"), py::arg("E"), py::arg("D"), py::arg("threads"));
   m.def(
@@ -46,7 +48,7 @@ void bind_linear(py::module_& m) {
         LinearParams p{};
         fill(p, call, x, weight, bias, epilogue, residual, gate, index, out);
         weight.dtype(p.dtype);
-        workspace.shape({p.product().workspace_floats()});
+        workspace.shape({p.workspace_floats()});
         p.workspace = workspace.dtype(Dtype::f32).contiguous().data<float>();
         call.run(p, cpu().linear);
       },

@@ -1,5 +1,6 @@
 #include "pysora/ceiling.h"
 
+#include "matrix_unit.h"
 #include "pysora/parallel.h"
 #include "rows.h"
 
@@ -49,6 +50,29 @@ double arithmetic(const CeilingParams& p) {
   return static_cast<double>(p.tasks) * static_cast<double>(p.rounds) * kChains * Unit::flops;
 }
 
+#if defined(__AMX_BF16__)
+// One round is as many products as there are registers beside the operands'.
+double matrices(const CeilingParams& p) {
+  constexpr int kSums = 6, kFlops = 16 * 16 * 32 * 2;
+  parallel_for(p.threads, p.tasks, [&](std::int64_t, int) {
+    const MatrixUnit held;  // its registers are zero
+    for (std::int64_t r = 0; r < p.rounds; ++r) {
+      _tile_dpbf16ps(0, 6, 7);
+      _tile_dpbf16ps(1, 6, 7);
+      _tile_dpbf16ps(2, 6, 7);
+      _tile_dpbf16ps(3, 6, 7);
+      _tile_dpbf16ps(4, 6, 7);
+      _tile_dpbf16ps(5, 6, 7);
+    }
+  });
+  return static_cast<double>(p.tasks) * static_cast<double>(p.rounds) * kSums * kFlops;
+}
+#else
+double matrices(const CeilingParams& p) {
+  return arithmetic<Dot>(p);
+}
+#endif
+
 double triad(const CeilingParams& p) {
   const Vec factor = splat(3.0f);
   parallel_for(p.threads, (p.n + kSlice - 1) / kSlice, [&](std::int64_t slice, int) {
@@ -67,7 +91,7 @@ void ceiling(const CeilingParams& p) {
       *p.work = arithmetic<Fma>(p);
       break;
     case Loop::bf16:
-      *p.work = arithmetic<Dot>(p);
+      *p.work = matrices(p);
       break;
     case Loop::triad:
       *p.work = triad(p);

@@ -1,3 +1,8 @@
+#if defined(PYSORA_AMX)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -22,16 +27,35 @@ namespace avx512_bf16 {
 extern const CpuKernels table;
 }
 #endif
+#if defined(PYSORA_AMX)
+namespace amx_bf16 {
+extern const CpuKernels table;
+}
+#endif
 
 namespace {
+
+#if defined(PYSORA_AMX)
+// Linux lends a process the registers of the matrix unit when it asks.
+bool lends_tiles() {
+  constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool lent = syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  return lent;
+}
+#endif
 
 std::vector<const CpuKernels*> runnable() {
   std::vector<const CpuKernels*> tables;
 #if defined(PYSORA_X86)
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni"))
-    tables.push_back(&avx512_bf16::table);
+  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+#if defined(PYSORA_AMX)
+  if (bf16 && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+      __builtin_cpu_supports("amx-int8") && lends_tiles())
+    tables.push_back(&amx_bf16::table);
+#endif
+  if (bf16) tables.push_back(&avx512_bf16::table);
   if (avx512) tables.push_back(&avx512::table);
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) tables.push_back(&avx2::table);
 #endif

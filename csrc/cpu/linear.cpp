@@ -8,26 +8,48 @@ namespace pysora::PYSORA_ISA {
 namespace {
 
 template <class T, class Out>
-void run(const LinearParams& p) {
+struct Linear {
   using Elem = typename Product<T>::Elem;
-  const T* weight = static_cast<const T*>(p.weight);
-  const ProductShape shape = p.product();
-  const Product<T> product{shape, p.workspace, weight, p.weight_stride};
-  product.run(
-      [&](std::int64_t token, float* place) {
-        const T* x = static_cast<const T*>(p.x) + token / p.L * p.x_strides[0] + token % p.L * p.x_strides[1];
-        copy_values<Elem>(x, p.x_strides[2], p.D, place);
-      },
-      [&](std::int64_t e, float* place) { copy_values<Elem>(weight + e * p.weight_stride, 1, p.D, place); },
-      [&](std::int64_t token, std::int64_t e, Vec y, auto lanes) { finish<Out>(p, token, e, y, lanes); });
-}
+
+  const LinearParams& p;
+  const T* const weight = static_cast<const T*>(p.weight);
+
+  const T* token(std::int64_t i) const {
+    return static_cast<const T*>(p.x) + i / p.L * p.x_strides[0] + i % p.L * p.x_strides[1];
+  }
+  void copy_token(std::int64_t i, float* place) const { copy_values<Elem>(token(i), p.x_strides[2], p.D, place); }
+  void copy_weight(std::int64_t e, float* place) const {
+    copy_values<Elem>(weight + e * p.weight_stride, 1, p.D, place);
+  }
+
+  // Results of the matrix unit go through memory: where weights lie in the lanes they need not be transposed there.
+  // What has to be packed are then the weights, and else the tokens.
+  bool turns() const { return kMatrixUnit<typename Product<T>::Unit> && p.E * p.D < p.B * p.L * (p.D + 2 * p.E); }
+
+  void run() const {
+    if (turns()) {
+      const bool evenly = p.x_strides[2] == 1 && (p.B == 1 || p.x_strides[0] == p.L * p.x_strides[1]);
+      const ProductShape shape = p.turned();
+      const Product<T, Along::rows> product{shape, p.workspace, evenly ? token(0) : nullptr, p.x_strides[1]};
+      product.run([&](std::int64_t e, float* place) { copy_weight(e, place); },
+                  [&](std::int64_t i, float* place) { copy_token(i, place); },
+                  [&](std::int64_t i, std::int64_t e, Vec y, auto lanes) { finish<Out>(p, i, e, y, lanes); });
+    } else {
+      const ProductShape shape = p.product();
+      const Product<T> product{shape, p.workspace, weight, p.weight_stride};
+      product.run([&](std::int64_t i, float* place) { copy_token(i, place); },
+                  [&](std::int64_t e, float* place) { copy_weight(e, place); },
+                  [&](std::int64_t i, std::int64_t e, Vec y, auto lanes) { finish<Out>(p, i, e, y, lanes); });
+    }
+  }
+};
 
 template <class T>
 void run(const LinearParams& p) {
   if (p.out_dtype == Dtype::f32) {
-    run<T, float>(p);
+    Linear<T, float>{p}.run();
   } else {
-    run<T, Bf16>(p);
+    Linear<T, Bf16>{p}.run();
   }
 }
 

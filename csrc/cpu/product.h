@@ -1,6 +1,7 @@
 #pragma once
 #include <type_traits>
 
+#include "matrix_unit.h"
 #include "pysora/parallel.h"
 #include "pysora/product.h"
 #include "rows.h"
@@ -22,6 +23,8 @@ constexpr int kVectors = W == 16 ? 4 : 2;  // with kTile rows their sums fill th
 template <class Unit>
 constexpr std::int64_t kRun = Unit::per == 1 ? 256 : INT64_MAX;
 static_assert(kVectors * W <= kLanes && kBlock % kTile == 0 && kBlock % W == 0, "block sizes");
+
+constexpr std::int64_t kCached = 1 << 18;  // floats of weights that stay in a core's cache
 
 // How values are held in units: Elem in memory, `per` of them in a unit, `dot` multiplies and adds to a Sum.
 struct F32Unit {
@@ -135,6 +138,32 @@ bool tiles(std::int64_t n, const F& f) {
   }
 }
 
+// sums[i][lane] (+)= rows[i] . lanes for `count` rows over `depth` units, by the matrix unit, and by vectors what has
+// too few rows for it. `row` and `stride` count units; sums is [count][V * W].
+template <class Unit, int V, bool add>
+void products(const float* rows, std::int64_t row, const float* lanes, std::int64_t stride, std::int64_t depth,
+              std::int64_t count, float* sums) {
+#if defined(__AMX_BF16__)
+  const std::int64_t square = count / kSquare * kSquare;
+  if (square) multiply_squares<Unit, V, add>(rows, row, lanes, stride, depth, square, sums);
+  if (square == count) return;
+  if (!add && square) {  // some rows twice
+    const std::int64_t i = count - kSquare;
+    return multiply_squares<Unit, V, add>(rows + i * row, row, lanes, stride, depth, kSquare, sums + i * V * W);
+  }
+  tiles(count - square, [&](auto R, std::int64_t i) {
+    typename Unit::Sum sum[R][V] = {};
+    float* to = sums + (square + i) * V * W;
+    if (add) std::memcpy(sum, to, sizeof sum);
+    dots<Unit>(sum, rows + (square + i) * row, row, 1, lanes, stride, depth);
+    std::memcpy(to, sum, sizeof sum);
+    return true;
+  });
+#else
+  static_assert(kMatrixUnit<Unit>, "no matrix unit");
+#endif
+}
+
 // Calls f(std::integral_constant<int, NV>) with the fewest vectors that have lanes for n rows, n <= kVectors * W.
 template <class F>
 void vectors_for(std::int64_t n, const F& f) {
@@ -171,8 +200,11 @@ void to_lanes(std::int64_t n, std::int64_t depth, float* room, float* to, const 
 template <class Elem, class T>
 void copy_values(const T* from, std::int64_t step, std::int64_t K, float* to) {
   Elem* elems = reinterpret_cast<Elem*>(to);
-  if (std::is_same<T, Elem>::value && step == 1) {
-    std::memcpy(to, from, static_cast<std::size_t>(K) * sizeof(Elem));
+  if (std::is_same<T, Elem>::value && step == 1) {  // a call of the library's memcpy costs more than a short row
+    constexpr std::int64_t at_once = W * 4 / static_cast<std::int64_t>(sizeof(Elem));
+    std::int64_t i = 0;
+    for (; i + at_once <= K; i += at_once) std::memcpy(elems + i, from + i, W * 4);
+    if (i < K) std::memcpy(elems + i, from + i, static_cast<std::size_t>(K - i) * sizeof(Elem));
   } else {
     for (std::int64_t i = 0; i < K; ++i) convert(from[i * step], elems[i]);
   }
@@ -210,6 +242,32 @@ struct Product {
   template <int NV, class Finish>
   void block(std::int64_t first, std::int64_t n, const float* lanes, std::int64_t e, std::int64_t count,
              const float* units, std::int64_t stride, float* results, const Finish& finish) const {
+    if constexpr (kMatrixUnit<Unit>) {
+      products<Unit, NV, false>(units, stride, lanes, NV * W, depth, count, results);
+    } else {
+      sum<NV>(first, n, lanes, e, count, units, stride, results, finish);
+      if (along == Along::rows && n == NV * W) return;
+    }
+    for (std::int64_t v = 0; v * W < n; ++v)
+      for (std::int64_t i = 0; i < count; i += W) {
+        Vec m[W];
+        for (int r = 0; r < W; ++r) m[r] = load(results + ((i + r) * NV + v) * W);
+        if (along == Along::rows) {
+          for (std::int64_t r = 0; r < W && i + r < count; ++r)
+            with_lanes(n - v * W, [&](auto lanes) { finish(e + i + r, first + v * W, m[r], lanes); });
+          continue;
+        }
+        transpose(m);
+        with_lanes(count - i, [&](auto counted) {
+          for (std::int64_t r = 0; r < W && v * W + r < n; ++r) finish(first + v * W + r, e + i, m[r], counted);
+        });
+      }
+  }
+
+  // Fills `results`, or finishes them from the registers where whole vectors of rows are wanted.
+  template <int NV, class Finish>
+  void sum(std::int64_t first, std::int64_t n, const float* lanes, std::int64_t e, std::int64_t count,
+           const float* units, std::int64_t stride, float* results, const Finish& finish) const {
     tiles(count, [&](auto R, std::int64_t i) {
       float* totals = results + i * NV * W;  // in memory: beside a run's sums they would not fit the registers
       for (std::int64_t d = 0;; d += kRun<Unit>) {
@@ -231,21 +289,6 @@ struct Product {
         if (last) return true;
       }
     });
-    if (along == Along::rows && n == NV * W) return;
-    for (std::int64_t v = 0; v * W < n; ++v)
-      for (std::int64_t i = 0; i < count; i += W) {
-        Vec m[W];
-        for (int r = 0; r < W; ++r) m[r] = load(results + ((i + r) * NV + v) * W);
-        if (along == Along::rows) {
-          for (std::int64_t r = 0; r < W && i + r < count; ++r)
-            with_lanes(n - v * W, [&](auto lanes) { finish(e + i + r, first + v * W, m[r], lanes); });
-          continue;
-        }
-        transpose(m);
-        with_lanes(count - i, [&](auto counted) {
-          for (std::int64_t r = 0; r < W && v * W + r < n; ++r) finish(first + v * W + r, e + i, m[r], counted);
-        });
-      }
   }
 
   // Calls f with the lanes that count where n results are left.
@@ -271,12 +314,18 @@ struct Product {
                        [&](std::int64_t i, float* place) { copy_row(first + i, place); });
         });
       });
-      // A block of weights stays in the cache while the rows of its task pass by.
-      const std::int64_t wanted = ceil_div(4 * shape.threads, weight_blocks);
+      // Blocks of weights stay in the cache while the rows of their task pass by. The matrix unit needs several: one
+      // meets a block of rows in less time than that takes to come from memory.
+      const std::int64_t fitting = kCached / (kBlock * depth + 1);
+      const std::int64_t most = kMatrixUnit<Unit> && in_place && fitting > 1 ? fitting : 1;
+      const std::int64_t even = ceil_div(weight_blocks, shape.threads);
+      const std::int64_t pass = (most < even ? most : even) * kBlock, passes = ceil_div(shape.E, pass);
+      const std::int64_t wanted = ceil_div(4 * shape.threads, passes);
       const std::int64_t groups = wanted < row_blocks ? wanted : row_blocks, share = ceil_div(row_blocks, groups);
-      pysora::parallel_for(shape.threads, weight_blocks * groups, [&](std::int64_t task, int worker) {
+      pysora::parallel_for(shape.threads, passes * groups, [&](std::int64_t task, int worker) {
         const Scratch s = scratch(worker);
-        const std::int64_t e = task / groups * kBlock, count = shape.E - e < kBlock ? shape.E - e : kBlock;
+        const MatrixUnit held;
+        const std::int64_t e = task / groups * pass, count = shape.E - e < pass ? shape.E - e : pass;
         const float* units = s.weights;
         std::int64_t stride = depth;
         if (in_place) {
@@ -289,8 +338,9 @@ struct Product {
         }
         for (std::int64_t b = task % groups * share; b < row_blocks && b < (task % groups + 1) * share; ++b)
           vectors_for(rows_of(b), [&](auto NV) {
-            block<NV>(start + b * at_once, rows_of(b), packed + b * at_once * depth, e, count, units, stride, s.results,
-                      finish);
+            for (std::int64_t i = 0; i < count; i += kBlock)
+              block<NV>(start + b * at_once, rows_of(b), packed + b * at_once * depth, e + i,
+                        count - i < kBlock ? count - i : kBlock, units + i * stride, stride, s.results, finish);
           });
       });
     }

@@ -54,7 +54,8 @@ struct Attention {
   }
 
   // The packed keys and values of one job. Keys: rows of units along the head dimension; values: a unit holds those of
-  // consecutive keys. In int8 also the keys' mean, what 1 stands for in each key, and what kOffset adds to its scores.
+  // consecutive keys, and blocks of kBlock keys follow each other. In int8 also the keys' mean, what 1 stands for in
+  // each key, and what kOffset adds to its scores.
   struct Pair {
     float *keys, *values, *mean, *scales;
     std::int32_t* offsets;
@@ -99,13 +100,22 @@ struct Attention {
 
   // Keys [first, last) of a job, counted from its first. `first` is even; room for two rows.
   void pack(const Job& j, std::int64_t first, std::int64_t last, const Pair& to, float* room) const {
-    using Elem = typename Unit::Elem;
-    auto copy_value = [&](std::int64_t i, float* place) {
-      copy_values<Elem>(row(p.v, p.v_strides, j, j.k0 + i), p.v_strides[3], p.K, place);
-    };
     for (std::int64_t i = first; i < last; ++i) pack_key(j, i, to);
-    for (std::int64_t i = first; i < last; i += Unit::per) {
-      float* place = to.values + i / Unit::per * p.K;
+    float* values = to.values + first / Unit::per * p.K;
+    if constexpr (kMatrixUnit<Unit>) {
+      turn_values(j, first, last, values);
+    } else {
+      pack_values(j, first, last, values, room);
+    }
+  }
+
+  // [units of keys][K].
+  void pack_values(const Job& j, std::int64_t first, std::int64_t last, float* place, float* room) const {
+    using Elem = typename Unit::Elem;
+    auto copy_value = [&](std::int64_t i, float* to) {
+      copy_values<Elem>(row(p.v, p.v_strides, j, j.k0 + i), p.v_strides[3], p.K, to);
+    };
+    for (std::int64_t i = first; i < last; i += Unit::per, place += p.K) {
       if constexpr (Unit::per == 1) {
         copy_value(i, place);
       } else {
@@ -119,6 +129,30 @@ struct Attention {
         }
       }
     }
+  }
+
+  // [K][units of keys]: the matrix unit takes rows along what is summed.
+  void turn_values(const Job& j, std::int64_t first, std::int64_t last, float* place) const {
+    const std::int64_t width = units<Unit>(last - first);
+    auto value = [&](std::int64_t i, std::int64_t d, auto lanes) {
+      if (i >= last) return UVec{};
+      return reinterpret_cast<UVec>(strided(row(p.v, p.v_strides, j, j.k0 + i), p.v_strides[3], p.K)(d, lanes));
+    };
+    for (std::int64_t u = 0; u < width; u += W)
+      sweep(p.K, [&](std::int64_t d, auto lanes) {
+        Vec m[W];
+        for (std::int64_t i = first + 2 * u, r = 0; r < W; ++r, i += 2)
+          m[r] = reinterpret_cast<Vec>(value(i, d, lanes) >> 16 | value(i + 1, d, lanes));
+        transpose(m);
+        for (std::int64_t r = 0; r < W && d + r < p.K; ++r) {
+          float* to = place + (d + r) * width + u;
+          if (width - u >= W) {
+            store(to, m[r]);
+          } else {
+            store(to, m[r], width - u);
+          }
+        }
+      });
   }
 
   // A thread's part of the workspace: q [depth][lanes], weights [units of keys][lanes], out [K][lanes], with
@@ -135,17 +169,19 @@ struct Attention {
             take(kLanes),       take(kLanes)};
   }
 
-  // Some packed keys.
+  // Some packed keys. products: theirs with the queries [keys][lanes], where the matrix unit makes them.
   struct Keys {
-    const float *units, *bias, *scales;
+    const float *units, *products, *bias, *scales;
     const std::int32_t* offsets;
   };
 
   Keys keys_of(const Pair& from, std::int64_t first, const float* bias) const {
-    return {from.keys + first * depth, bias, from.scales + first, from.offsets + first};
+    return {from.keys + first * depth, nullptr, bias, from.scales + first, from.offsets + first};
   }
+  template <int NV>
   Keys after(const Keys& keys, std::int64_t i) const {
-    return {keys.units + i * depth, keys.bias ? keys.bias + i : nullptr, keys.scales + i, keys.offsets + i};
+    return {keys.units + i * depth, keys.products + i * NV * W, keys.bias ? keys.bias + i : nullptr, keys.scales + i,
+            keys.offsets + i};
   }
 
   // The products of queries and R keys; `unit` makes scores in powers of two of them.
@@ -155,7 +191,13 @@ struct Attention {
     if constexpr (kInt8 && kOffset)
       for (int r = 0; r < R; ++r)
         for (int v = 0; v < NV; ++v) sums[r][v] = sums[r][v] - keys.offsets[r];
-    dots<Scores>(sums, keys.units, depth, 1, s.q, NV * W, depth);
+    if constexpr (kMatrixUnit<Scores>) {
+      for (int r = 0; r < R; ++r)
+        for (int v = 0; v < NV; ++v)
+          sums[r][v] = sums[r][v] + reinterpret_cast<typename Scores::Sum>(load(keys.products + (r * NV + v) * W));
+    } else {
+      dots<Scores>(sums, keys.units, depth, 1, s.q, NV * W, depth);
+    }
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < NV; ++v) {
         x[r][v] = __builtin_convertvector(sums[r][v], Vec);
@@ -256,21 +298,39 @@ struct Attention {
       }
   }
 
+  // As `tiles`, two by two: what comes from memory needs no registers for sums.
+  template <class F>
+  static bool pairs(std::int64_t n, const F& f) {
+    std::int64_t i = 0;
+    for (; i + 2 <= n; i += 2)
+      if (!f(std::integral_constant<int, 2>{}, i)) return false;
+    return i == n || f(std::integral_constant<int, 1>{}, i);
+  }
+
   template <int NV>
-  void block(const Scratch& s, State<NV>& state, const Keys& keys, const float* values, std::int64_t n) const {
+  void block(const Scratch& s, State<NV>& state, Keys keys, const float* values, std::int64_t n) const {
     Vec total[NV];
     bool done;
     do {
       for (int v = 0; v < NV; ++v) total[v] = Vec{};
-      done = tiles(n, [&](auto R, std::int64_t i) __attribute__((always_inline)) {
-        return weigh<R, NV>(s, state, total, after(keys, i), s.weights + i / Unit::per * NV * W);
-      });
+      if constexpr (kMatrixUnit<Scores>) {  // weights will take their place
+        keys.products = s.weights;
+        products<Scores, NV, false>(keys.units, depth, s.q, NV * W, depth, n, s.weights);
+      }
+      auto weigh_some = [&](auto R, std::int64_t i) __attribute__((always_inline)) {
+        return weigh<R, NV>(s, state, total, after<NV>(keys, i), s.weights + i / Unit::per * NV * W);
+      };
+      done = kMatrixUnit<Scores> ? pairs(n, weigh_some) : tiles(n, weigh_some);
     } while (!done);
     for (int v = 0; v < NV; ++v) state.total[v] = state.total[v] + total[v];
-    tiles(p.K, [&](auto R, std::int64_t d) {
-      gather<R, NV>(s, d, values, units<Unit>(n));
-      return true;
-    });
+    if constexpr (kMatrixUnit<Unit>) {
+      products<Unit, NV, true>(values, units<Unit>(n), s.weights, NV * W, units<Unit>(n), p.K, s.out);
+    } else {
+      tiles(p.K, [&](auto R, std::int64_t d) {
+        gather<R, NV>(s, d, values, units<Unit>(n));
+        return true;
+      });
+    }
   }
 
   void pack_query(const Job& j, std::int64_t token, const Pair& packed, std::int64_t lane, const Scratch& s,
@@ -353,6 +413,7 @@ struct Attention {
         const Job j = job(base + slot);
         const std::int64_t first = j.q0 + task % q_blocks * V * W;
         const std::int64_t rest = j.q1 - first, n = rest < V * W ? rest : V * W;
+        const MatrixUnit held;
         if (n > 0) vectors_for(n, [&](auto NV) { rows<NV>(j, first, n, pair(slot), scratch(worker)); });
       });
     }

@@ -12,6 +12,8 @@ from pysora.ops._registry import op
 from pysora.ops.gate_residual import gate_residual
 
 EPILOGUES = ("none", "gelu", "gate_residual")
+DEEP = 4096
+"""Values along which a block of either operand no longer fits a core's cache at the matrix unit's pace."""
 
 
 def check(
@@ -88,11 +90,11 @@ def finish(y: Tensor, epilogue: str, residual: Tensor | None, gate: Tensor | Non
     return y
 
 
-def scratch_bytes(tokens: int, D: int) -> int:
+def scratch_bytes(tokens: int, D: int, E: int) -> int:
     """Return the bytes that the backend which `linear` picks on the CPU takes beside its result; 0 for torch's."""
     if linear.explain(None).backend != "cpu":
         return 0
-    return 4 * int(_native.native().linear_workspace(tokens, 1, D, _native.threads()))
+    return 4 * int(_native.native().linear_workspace(tokens, E, D, _native.threads()))
 
 
 def _cpu(
@@ -104,6 +106,11 @@ def _cpu(
     gate: Tensor | None,
     index: Tensor | None,
 ) -> Tensor:
+    if _torch_is_ahead(x, weight, bias, epilogue):
+        y = F.linear(x, weight, bias)
+        return (
+            gate_residual(residual, y, gate, index) if residual is not None else finish(y, epilogue, None, None, None)
+        )
     out = _native.placed(_fake(x, weight, bias, epilogue, residual, gate, index))
     tokens, threads = x.shape[:-1].numel(), _native.threads()
     scratch = _native.workspace(_native.native().linear_workspace(tokens, *weight.shape, threads))
@@ -115,6 +122,14 @@ def _cpu(
         threads,
     )
     return out
+
+
+def _torch_is_ahead(x: Tensor, weight: Tensor, bias: Tensor | None, epilogue: str) -> bool:
+    """Whether oneDNN's product, and the epilogue after it, are faster than the kernel: with a matrix unit (AMX) they are
+    where there is nothing to fuse, and where the sums are long."""
+    matrix_unit = x.dtype == torch.bfloat16 and _native.native().cpu_isa() == "amx_bf16"
+    plain = bias is None or bias.dtype == x.dtype
+    return matrix_unit and plain and (epilogue == "none" or weight.shape[1] > DEEP)
 
 
 def _cpu_refuses(

@@ -27,6 +27,8 @@ TEXT_LENGTH = 64
 REFINE, KEEP = 0.3, 4.0
 """Of an encoder that a transformer was trained with: share of the full rate at which it goes on, and the weight of its
 tokens' squared distance from what they were."""
+HEAD_STEPS = 300
+"""Steps that tell what a finished encoder's tokens say."""
 FIELDS = (
     ("cls", worlds.CLASSES),
     ("colour", worlds.COLOURS),
@@ -207,11 +209,11 @@ def _right(logits: list[Tensor], wanted: Tensor, mask: Tensor) -> Tensor:
     return (guesses == wanted).all(1)
 
 
-def _fit_heads(reader: Reader, tokenizer: Any, steps: int = 300) -> None:
+def _fit_heads(reader: Reader, tokenizer: Any) -> None:
     """Learn what the encoder's tokens say as it is; the heads stay so."""
     rng = np.random.default_rng(4)
     adam = torch.optim.Adam(reader.heads.parameters(), lr=0.01)
-    for _ in range(steps):
+    for _ in range(HEAD_STEPS):
         texts, targets = zip(*(caption(rng) for _ in range(64)), strict=True)
         ids, mask = tokenize(tokenizer, list(texts))
         with torch.no_grad():

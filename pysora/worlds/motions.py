@@ -35,8 +35,8 @@ MARGIN = 0.035
 BREATH = 1.6
 #: Strides and wing beats a second: at 8 frames a second faster ones fall between the frames.
 STRIDES = 1.0
-#: One round of a circling subject, seconds, and its radius, shorter sides.
-ROUND, RADIUS = 3.2, 0.15
+#: One round of a circling subject, seconds, its radius, and how far from the middle its centre may lie, shorter sides.
+ROUND, RADIUS, ASIDE = 3.2, 0.15, 0.05
 
 
 @dataclass(frozen=True)
@@ -169,15 +169,14 @@ def falls(stage: Stage, time: Array, rng: np.random.Generator) -> Track:
 
 @motion("circles")
 def circles(stage: Stage, time: Array, rng: np.random.Generator) -> Track:
-    """Flies circles, starting at the top."""
+    """Flies clockwise around a place near the middle, starting at the top."""
     radius = min(stage.head_room / 2, (stage.right - stage.left) / 2, RADIUS)
-    facing = _either(rng)
-    angle = facing * 2 * math.pi / ROUND * time
-    slack = min((stage.right - stage.left) / 2 - radius, 0.3)
+    angle = 2 * math.pi / ROUND * time
+    slack = min((stage.right - stage.left) / 2 - radius, ASIDE)
     x = stage.width / 2 + rng.uniform(-1, 1) * slack + radius * np.sin(angle)
     lift = stage.head_room - radius * (1 - np.cos(angle))
     stride = 2 * math.pi * STRIDES * time
-    return _track(time, x=x, lift=lift, stride=stride, effort=0.7, roll=angle, sway=np.sin(stride), facing=facing)
+    return _track(time, x=x, lift=lift, stride=stride, effort=0.7, roll=angle, sway=np.sin(stride))
 
 
 def _either(rng: np.random.Generator) -> int:

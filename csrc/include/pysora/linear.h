@@ -23,10 +23,16 @@ struct LinearParams {
   void* out;          // [B, L, E], out_dtype, contiguous
   std::int64_t B, L, D, E;
   Dtype dtype, out_dtype;
-  float* workspace;  // product().workspace_floats() of them
+  float* workspace;  // workspace_floats() of them
   int threads;
 
+  // With the tokens in the vectors' lanes, or with the weights.
   ProductShape product() const { return {B * L, E, D, threads}; }
+  ProductShape turned() const { return {E, B * L, D, threads}; }
+  std::int64_t workspace_floats() const {
+    const std::int64_t tokens = product().workspace_floats(), weights = turned().workspace_floats();
+    return tokens > weights ? tokens : weights;
+  }
 };
 
 }  // namespace pysora
