@@ -66,6 +66,8 @@ POOLS: tuple[tuple[Size, int, float], ...] = (
 )
 """Size, clips kept, share of the steps."""
 TOKENS_PER_STEP = 40 * 80
+LOOK = 1800.0
+"""Seconds between two looks at what has been learnt, which take some minutes each."""
 RESTART = 0.5
 """Share of the full rate at which weights from an earlier training go on: the full one first undoes them."""
 
@@ -242,7 +244,7 @@ def train(folder: Path, minutes: float, resume: bool, start: Path | None = None)
     weights = start / "transformer" if start else sketched if sketched.is_dir() else None
     run = _run(folder / "dit", minutes, resume, weights, RESTART if start else 1.0, floor=0.02)
     trainer = Trainer(folder, encode, run, early=0.0 if weights else 0.08)
-    run.train(lambda _: trainer.step(run.progress), every=[(600.0, lambda: look(run, trainer, vae))])
+    run.train(lambda _: trainer.step(run.progress), every=[(LOOK, lambda: look(run, trainer, vae))])
     return _finish(run, trainer)
 
 
