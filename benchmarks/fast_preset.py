@@ -28,7 +28,7 @@ SETTINGS: list[dict[str, Any]] = [
     *({"guidance_interval": interval} for interval in ((0.3, 1.0), (0.5, 1.0), (0.7, 1.0), (0.0, 0.9))),
     {"int8": True},
     {"max_error": 0.1, "guidance_interval": (0.5, 1.0)},
-    *({"max_error": bound, "int8": True} for bound in (0.1, 0.15)),
+    *({"max_error": bound, "int8": True} for bound in (0.1, 0.15, 0.2)),
     {"preset": "fast"},
 ]
 AIM_SAVED, AIM_DB = 0.5, 28.0

@@ -7,7 +7,7 @@ trusted.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 
@@ -33,8 +33,15 @@ class Approximation:
 
 
 EXACT = Approximation()
-FAST = Approximation(max_error=0.2)
+FAST = Approximation(max_error=0.2, int8=True)
 PRESETS = {"exact": EXACT, "fast": FAST}
+
+
+def preset(name: str, device: str) -> Approximation:
+    """The row of a preset (KeyError where there is none) on a kind of device, "cpu" or "cuda": its products in 8 bits
+    are for CPUs, since there are no kernels for them elsewhere."""
+    row = PRESETS[name]
+    return row if device == "cpu" else replace(row, int8=False)
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,7 @@ class Pipeline:
             shift=self.scheduler.shift,
             options=options,
             embedded=None if given is None else len(given[0]),
+            device=self.device.type,
         )
         schedule = plan(request.sampler, request.steps, request.shift)
         guided = guided_steps(schedule, request)

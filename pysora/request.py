@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from pysora.approximation import PRESETS, Approximation
+from pysora.approximation import PRESETS, Approximation, preset
 
 SEEDS = 1 << 32
 # Far beyond any machine: larger numbers are typing errors, and would only slow down the arithmetic.
@@ -124,11 +124,12 @@ def check_request(
     shift: float,
     options: Mapping[str, Any],
     embedded: int | None = None,
+    device: str = "cpu",
 ) -> Request:
     """Check a request and fill it up.
 
     sampler, shift: of the checkpoint. options: the other arguments of `generate`; None takes the default.
-    embedded: the number of prompts that were given as embeddings.
+    embedded: the number of prompts that were given as embeddings. device: the kind that a preset is meant for.
     Raises ValueError or TypeError that name the argument, what was needed and what was seen.
     """
     if unknown := sorted(options.keys() - OPTIONS):
@@ -153,7 +154,7 @@ def check_request(
         shift=_number("shift", _given(options, "shift", shift), 100),
         sampler=_given(options, "sampler", sampler),
         seed=_seed(options.get("seed")),
-        approximation=_approximation(options),
+        approximation=_approximation(options, device),
     )
 
 
@@ -184,15 +185,15 @@ def _negatives(negative: Any, count: int) -> list[str]:
     return list(negatives)
 
 
-def _approximation(options: Mapping[str, Any]) -> Approximation:
+def _approximation(options: Mapping[str, Any], device: str) -> Approximation:
     name = _given(options, "preset", "exact")
     if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
-    preset = PRESETS[name]
+    row = preset(name, device)
     return Approximation(
-        max_error=_number("max_error", _given(options, "max_error", preset.max_error), 1, zero=True),
-        guidance_interval=_interval(_given(options, "guidance_interval", preset.guidance_interval)),
-        int8=_flag("int8", _given(options, "int8", preset.int8)),
+        max_error=_number("max_error", _given(options, "max_error", row.max_error), 1, zero=True),
+        guidance_interval=_interval(_given(options, "guidance_interval", row.guidance_interval)),
+        int8=_flag("int8", _given(options, "int8", row.int8)),
     )
 
 

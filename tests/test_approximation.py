@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import pysora
 from pysora import prediction
-from pysora.approximation import EXACT, FAST, PRESETS, Approximation
+from pysora.approximation import EXACT, FAST, PRESETS, Approximation, preset
 from pysora.cli import app
 from pysora.models import projection
 from pysora.models.dit import TextContext
@@ -67,6 +67,11 @@ def test_presets_are_tables_of_every_knob() -> None:
     knobs = {"max_error": 0.0, "guidance_interval": (0.0, 1.0), "int8": False}
     assert knobs.keys() == {knob.name for knob in fields(Approximation)}
     assert ask(preset="fast", **knobs).approximation == EXACT
+
+
+def test_the_fast_preset_rounds_on_cpus_alone() -> None:
+    assert preset("fast", "cpu") == FAST
+    assert preset("fast", "cuda") == replace(FAST, int8=False)
 
 
 def test_exact_is_the_transformer_at_every_step() -> None:
