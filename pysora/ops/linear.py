@@ -107,10 +107,10 @@ def _cpu(
     index: Tensor | None,
 ) -> Tensor:
     if _torch_is_ahead(x, weight, bias, epilogue):
-        y = F.linear(x, weight, bias)
-        return (
-            gate_residual(residual, y, gate, index) if residual is not None else finish(y, epilogue, None, None, None)
-        )
+        if residual is None:
+            return linear.reference(x, weight, bias, epilogue)
+        gated: Tensor = gate_residual(residual, F.linear(x, weight, bias), gate, index)
+        return gated
     out = _native.placed(_fake(x, weight, bias, epilogue, residual, gate, index))
     tokens, threads = x.shape[:-1].numel(), _native.threads()
     scratch = _native.workspace(_native.native().linear_workspace(tokens, *weight.shape, threads))

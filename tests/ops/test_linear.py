@@ -12,7 +12,13 @@ from torch import Tensor
 from pysora import ops
 
 OP = "linear"
-SHAPES = {"usual": (2, 6, 32, 24), "odd": (3, 5, 7, 9), "one": (1, 1, 1, 1), "deep": (1, 9, 3001, 20)}  # B, L, D, E
+SHAPES = {  # B, L, D, E
+    "usual": (2, 6, 32, 24),
+    "odd": (3, 5, 7, 9),
+    "one": (1, 1, 1, 1),
+    "deep": (1, 9, 3001, 20),
+    "deeper than `linear.DEEP`": (1, 9, 4104, 20),
+}
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor | None = None, epilogue: str = "none", *gated: Tensor) -> Tensor:
