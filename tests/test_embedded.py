@@ -62,13 +62,16 @@ def test_reconstructions_reach_30_db() -> None:
     assert psnr(embedded().vae, pool.batch(4)) >= 30
 
 
-@pytest.mark.xfail(
-    reason="the class is right for 71 of 100, the colour for 86; docs/training.md has the numbers and the next step"
-)
 def test_held_out_prompts_reach_the_bar() -> None:
-    prompts = held_out_prompts(8)
-    videos = pysora.generate([text for text, _ in prompts], seed=0)
-    assert isinstance(videos, list)
+    """Of class, motion and all four together, on 16 prompts as `pysora eval` makes them. The colour is right for 89 of
+    100, where 95 are asked: so few prompts cannot tell these apart (docs/training.md has the numbers of 200)."""
+    prompts = held_out_prompts(16)
+    videos: list[pysora.Video] = []
+    for start in (0, 8):
+        made = pysora.generate([text for text, _ in prompts[start : start + 8]], seed=start)
+        assert isinstance(made, list)
+        videos += made
     accuracy = score([oracle.judge(video.frames) for video in videos], [asked for _, asked in prompts])
     assert accuracy.by_field["cls"] >= 0.8
+    assert accuracy.by_field["motion"] >= 0.85
     assert accuracy.all_four >= 0.65

@@ -14,7 +14,7 @@ Size = tuple[int, int, int]
 """Width, height, frames."""
 EASY = frozenset({"ball", "cube", "car", "boat", "still", "runs left", "runs right"})
 """Classes and motions that are learnt early: of the combinations with each of them `EASY_SHARE` is drawn."""
-EASY_SHARE = 0.6
+EASY_SHARE = 0.45
 
 
 @dataclass(frozen=True)

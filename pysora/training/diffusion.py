@@ -1,9 +1,9 @@
 """Stages "sketch" and "dit": flow matching on latents of the drawn world, with known frames trained in from the start.
 
 The transformer predicts the clean latents, and is judged by the velocity that they imply (Li and He 2025,
-arXiv:2511.13720): a token holds 256 numbers, as many as the transformer is wide, and clean ones lie near few dimensions
-where noise fills them all. "sketch" learns from the linear components that the autoencoder's latents are held near, and
-needs no autoencoder: both can be trained at the same time.
+arXiv:2511.13720): clean latents lie near few dimensions, where noise fills them all. "sketch" learns from the linear
+components that the autoencoder's latents are held near, and needs no autoencoder: both can be trained at the same
+time.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from pysora.request import Defaults
 from pysora.sampling import SamplerSettings
 from pysora.training import workers
 from pysora.training.clips import Size
-from pysora.training.components import TIME, Components
+from pysora.training.components import Components
 from pysora.training.latents import CaptionBank, LatentPool
 from pysora.training.loop import Run, optimizers
 from pysora.training.precision import autocast
 from pysora.worlds import evaluate, oracle
 
 CONFIG = DiTConfig(
+    patch_size=(1, 1, 1),
     num_attention_heads=4,
     attention_head_dim=64,
     in_channels=64,
@@ -65,7 +66,9 @@ POOLS: tuple[tuple[Size, int, float], ...] = (
     ((96, 96, 17), 1000, 0.06),
 )
 """Size, clips kept, share of the steps."""
-TOKENS_PER_STEP = 40 * 80
+TOKENS_PER_STEP = 10 * 320
+DRAWN = 30
+"""For so many clips that are drawn a new one comes into the pool."""
 LOOK = 1800.0
 """Seconds between two looks at what has been learnt, which take some minutes each."""
 RESTART = 0.5
@@ -145,7 +148,7 @@ class Trainer:
         written = folder / "text" / "final"
         self.text = TextEncoder.load(written / "text_encoder", written / "tokenizer", dtype=torch.float32)
         self.bank = CaptionBank(self.text, 8, self.rng)
-        self.pools = [LatentPool(encode, size, n, self.rng) for size, n, _ in POOLS]
+        self.pools = [LatentPool(encode, size, CONFIG.patch_size, n, self.rng) for size, n, _ in POOLS]
         self.shares = [share for _, _, share in POOLS]
         self.fill(1500 // workers.count())
 
@@ -158,12 +161,12 @@ class Trainer:
     def step(self, progress: float) -> tuple[Tensor, dict[str, float], int]:
         """One batch from one pool; early steps are mostly images, which cost a fifth. returns as `Run.train` wants."""
         pool = self.pools[int(self.choices.choice(len(self.pools), p=self.shares))]
-        pool.add(1)
         image = self.choices.random() < (0.75 if progress < self.early else 0.08)
-        T = (pool.size[2] - 1) // TIME + 1
+        T, h, w = pool.grid
         frames = 1 if image else (int(self.choices.integers(2, T)) if self.choices.random() < 0.1 else T)
-        area = (pool.size[0] // 32) * (pool.size[1] // 32)
-        count = min(128, TOKENS_PER_STEP // (area * frames))
+        count = min(128, TOKENS_PER_STEP // (frames * h * w))
+        if self.choices.random() < count / DRAWN:
+            pool.add(1)
         z, attributes, occupied = pool.batch(count, frames)
         levels, known = noise_levels(count, frames, self.rng)
         loss = self.flow_loss(z, levels, known, attributes)
@@ -193,7 +196,8 @@ class Trainer:
 def assemble(dit: DiT, vae: VAE, text: TextEncoder) -> Pipeline:
     """The trained parts as the pipeline that users run."""
     conditions = TextConditions(encoder=text)
-    return Pipeline(dit, vae, conditions, SamplerSettings("unipc", SHIFT, "clean"), DEFAULTS, expand_timesteps=True)
+    # The transformer takes a timestep per token too, but diffusers' pipeline gives one to each patch of 2 and no other.
+    return Pipeline(dit, vae, conditions, SamplerSettings("unipc", SHIFT, "clean"), DEFAULTS)
 
 
 def look(run: Run, trainer: Trainer, vae: VAE, count: int = 24) -> None:

@@ -33,16 +33,33 @@ def occupancy(boxes: np.ndarray, grid: tuple[int, int, int], stride: int) -> Ten
 
 
 class LatentPool:
-    """Latents, as `encode` makes them, of clips of one size; grows to `limit`, then the oldest are replaced."""
+    """Latents, as `encode` makes them, of clips of one size; grows to `limit`, then the oldest are replaced.
 
-    def __init__(self, encode: Callable[[Tensor], Tensor], size: Size, limit: int, rng: np.random.Generator) -> None:
-        self.encode, self.size, self.limit, self.rng, self.next = encode, size, limit, rng, 0
+    patch:T, h, w of the latents that are one token.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[Tensor], Tensor],
+        size: Size,
+        patch: tuple[int, int, int],
+        limit: int,
+        rng: np.random.Generator,
+    ) -> None:
+        self.encode, self.size, self.patch, self.limit, self.rng, self.next = encode, size, patch, limit, rng, 0
         self.latents: Tensor | None = None
         self.attributes: list[worlds.Attributes] = []
         self.occupied: list[Tensor] = []
 
     def __len__(self) -> int:
         return len(self.attributes)
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Tokens of a clip, T h w; a pool without clips has none."""
+        T, h, w = (0, 0, 0) if self.latents is None else self.latents.shape[2:]
+        t, y, x = self.patch
+        return T // t, h // y, w // x
 
     @torch.no_grad()
     def add(self, count: int) -> None:
@@ -55,8 +72,7 @@ class LatentPool:
     def _put(self, sample: Sample, latent: Tensor) -> None:
         if self.latents is None:
             self.latents = torch.empty(self.limit, *latent.shape, dtype=torch.float16)
-        grid = (latent.shape[1], latent.shape[2] // 2, latent.shape[3] // 2)
-        occupied = occupancy(sample.boxes, grid, TIME)
+        occupied = occupancy(sample.boxes, self.grid, TIME)
         self.latents[self.next] = latent
         if len(self) < self.limit:
             self.attributes.append(sample.attributes)

@@ -23,7 +23,8 @@ PACE = 0.5
 #: Gravity, shorter sides per second squared.
 GRAVITY = 9.81 / METRES * PACE**2
 #: How high a subject bounces, and from how high it falls, shorter sides. What leaves the ground keeps to one timetable
-#: in all clips, and only where it does so differs: heights and moments of its own in each clip are learnt far later.
+#: in all clips, near the middle and with its face to the right: heights, moments and places of its own in each clip are
+#: learnt far later.
 BOUNCE, FALL = 0.2, 0.34
 #: Seconds after which a falling subject lets go.
 RELEASE = 0.4
@@ -35,8 +36,10 @@ MARGIN = 0.035
 BREATH = 1.6
 #: Strides and wing beats a second: at 8 frames a second faster ones fall between the frames.
 STRIDES = 1.0
-#: One round of a circling subject, seconds, its radius, and how far from the middle its centre may lie, shorter sides.
-ROUND, RADIUS, ASIDE = 3.2, 0.15, 0.05
+#: One round of a circling subject, seconds, and its radius, shorter sides.
+ROUND, RADIUS = 3.2, 0.15
+#: How far from the middle a subject may leave the ground, shorter sides.
+ASIDE = 0.05
 
 
 @dataclass(frozen=True)
@@ -140,13 +143,13 @@ def bounces(stage: Stage, time: Array, rng: np.random.Generator) -> Track:
     period = 2 * speed / GRAVITY
     since = np.mod(time + RISEN * period, period)
     lift = np.maximum(speed * since - GRAVITY / 2 * since**2, 0)
-    x = stage.width / 2 + rng.uniform(-0.5, 0.5) * min(stage.right - stage.left, 0.5) * 0.9
+    x = _near_the_middle(stage, 0.0, rng)
     contact = np.minimum(since, period - since)
     stretch = 1 + 0.06 * np.minimum(lift / top, 1) - 0.2 * np.exp(-((contact / 0.08) ** 2))
     effort = 0.35 * np.minimum(lift / top, 1)
     stride = 2 * math.pi * time / period
     sway = np.sin(stride)
-    return _track(time, x=x, lift=lift, stretch=stretch, stride=stride, effort=effort, sway=sway, facing=_either(rng))
+    return _track(time, x=x, lift=lift, stretch=stretch, stride=stride, effort=effort, sway=sway)
 
 
 @motion("falls")
@@ -160,11 +163,9 @@ def falls(stage: Stage, time: Array, rng: np.random.Generator) -> Track:
     lift = np.where(after < 0, top - GRAVITY / 2 * since**2, np.maximum(rebound * after - GRAVITY / 2 * after**2, 0))
     squash = np.where(after >= 0, 0.2 * np.exp(-((after / 0.12) ** 2)), 0)
     moving = np.clip(lift / top, 0, 1)
-    x = stage.width / 2 + rng.uniform(-0.5, 0.5) * min(stage.right - stage.left, 0.5) * 0.9
+    x = _near_the_middle(stage, 0.0, rng)
     sway = np.sin(2 * math.pi * time)
-    return _track(
-        time, x=x, lift=lift, stretch=1 - squash, stride=6 * time, effort=0.6 * moving, sway=sway, facing=_either(rng)
-    )
+    return _track(time, x=x, lift=lift, stretch=1 - squash, stride=6 * time, effort=0.6 * moving, sway=sway)
 
 
 @motion("circles")
@@ -172,11 +173,16 @@ def circles(stage: Stage, time: Array, rng: np.random.Generator) -> Track:
     """Flies clockwise around a place near the middle, starting at the top."""
     radius = min(stage.head_room / 2, (stage.right - stage.left) / 2, RADIUS)
     angle = 2 * math.pi / ROUND * time
-    slack = min((stage.right - stage.left) / 2 - radius, ASIDE)
-    x = stage.width / 2 + rng.uniform(-1, 1) * slack + radius * np.sin(angle)
+    x = _near_the_middle(stage, radius, rng) + radius * np.sin(angle)
     lift = stage.head_room - radius * (1 - np.cos(angle))
     stride = 2 * math.pi * STRIDES * time
     return _track(time, x=x, lift=lift, stride=stride, effort=0.7, roll=angle, sway=np.sin(stride))
+
+
+def _near_the_middle(stage: Stage, radius: float, rng: np.random.Generator) -> float:
+    """Where a subject leaves the ground that needs `radius` to either side."""
+    slack = min((stage.right - stage.left) / 2 - radius, ASIDE)
+    return stage.width / 2 + rng.uniform(-1, 1) * slack
 
 
 def _either(rng: np.random.Generator) -> int:
