@@ -199,7 +199,7 @@ def train(folder: Path, minutes: float, resume: bool, start: Path | None = None)
         loss = naming_loss(reader.name(hidden), wanted, mask)
         if table is None:
             return loss, {}, len(texts)
-        away = (((hidden - (one_hot(wanted) @ table)[:, None]).square().mean(-1)) * mask).sum() / mask.sum()
+        away = distance(hidden, mask, one_hot(wanted) @ table)
         return loss + KEEP * away, {"away": float(away.detach())}, len(texts)
 
     run.train(step)
@@ -213,12 +213,10 @@ def train(folder: Path, minutes: float, resume: bool, start: Path | None = None)
 def meanings(start: Path, count: int = 6400) -> Tensor:
     """Where the tokens of the encoder in `start` stand: what each name of each field adds to them, by least squares.
 
-    Of the shipped encoder's tokens nine tenths of the variance is such a sum. returns: float32 `[names, WIDTH]`.
+    Nine tenths of the variance of the tokens were such a sum (docs/training.md). returns: float32 `[names, WIDTH]`.
     """
-    text, rng = (
-        TextEncoder.load(start / "text_encoder", start / "tokenizer", dtype=torch.float32),
-        np.random.default_rng(5),
-    )
+    text = TextEncoder.load(start / "text_encoder", start / "tokenizer", dtype=torch.float32)
+    rng = np.random.default_rng(5)
     named, tokens = [], []
     for _ in range(count // 64):
         texts, targets = zip(*(caption(rng) for _ in range(64)), strict=True)
@@ -232,6 +230,11 @@ def meanings(start: Path, count: int = 6400) -> Tensor:
     near = away < away.quantile(0.9)
     told: Tensor = torch.linalg.lstsq(x[near], y[near], driver="gelsd").solution
     return told
+
+
+def distance(hidden: Tensor, mask: Tensor, places: Tensor) -> Tensor:
+    """Mean square between tokens `[B, M, WIDTH]`, where `mask` `[B, M]` has them, and their captions' `[B, WIDTH]`."""
+    return ((hidden - places[:, None]).square().mean(-1) * mask).sum() / mask.sum()
 
 
 def one_hot(wanted: Tensor) -> Tensor:

@@ -180,7 +180,7 @@ def circles(stage: Stage, time: Array, rng: np.random.Generator) -> Track:
 
 
 def _near_the_middle(stage: Stage, radius: float, rng: np.random.Generator) -> float:
-    """Where a subject leaves the ground that needs `radius` to either side."""
+    """Where a subject that needs `radius` to either side leaves the ground."""
     slack = min((stage.right - stage.left) / 2 - radius, ASIDE)
     return stage.width / 2 + rng.uniform(-1, 1) * slack
 
