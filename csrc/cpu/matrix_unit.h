@@ -38,6 +38,7 @@ struct MatrixUnit {
       std::uint8_t rows[16] = {};
     } shape;
     for (int i = 0; i < 8; ++i) shape.row_bytes[i] = 64, shape.rows[i] = kSquare;
+    asm volatile("" ::"m"(shape));  // GCC 12 believes that only the first eight bytes are read
     _tile_loadconfig(&shape);
   }
   ~MatrixUnit() { _tile_release(); }

@@ -29,7 +29,11 @@ struct SpacetimeAttentionParams {
   static std::int64_t pair_floats(std::int64_t longest_k, std::int64_t K) {
     return 2 * longest_k * (K + 1) + 2 * K + 80;
   }
-  static std::int64_t thread_floats(std::int64_t K) { return kLanes * (2 * K + kBlock + 18) + 16 * (K + 16) + kBlock; }
+  static std::int64_t thread_floats(std::int64_t K) {
+    return kLanes * (kBlock + 32) + 16 * (K + 16) + 2 * kBlock + kTogether * q_block_floats(K);
+  }
+  static std::int64_t q_block_floats(std::int64_t K) { return kLanes * (2 * K + 20); }
+  static constexpr std::int64_t kTogether = 4;  // blocks of queries that a thread holds, at most
 };
 
 }  // namespace pysora
