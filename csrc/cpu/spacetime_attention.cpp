@@ -6,8 +6,8 @@
 // kTile keys meets V vectors of queries, and scores become weights while they are still in registers, without a sum or
 // maximum across lanes. The products need one element of a key or value for all lanes, which a load broadcasts.
 //
-// The reference that is subtracted from a query's scores need not be their maximum: it is raised only when a score
-// passes it by kSlack, which is rare after the first tile. Then the block of keys is done again.
+// The reference that is subtracted from a query's scores need not be their maximum: it is raised only when weights pass
+// kMost, which is rare after the first tile. Then the block of keys is done again.
 //
 // In int8 a query is rounded by a scale of its own, and so is a key without the mean of its sample's keys: that adds
 // the same to all scores of a query and leaves the weights as they are (Zhang et al. 2024, arXiv:2410.02367,
@@ -19,7 +19,7 @@ namespace pysora::PYSORA_ISA {
 namespace {
 
 constexpr double kLn2 = 0.69314718055994531;
-constexpr float kSlack = 16;       // weights up to 2^16: far from overflow, and bf16 keeps their relative precision
+constexpr float kMost = 65536;     // of a few weights: far from overflow, and bf16 keeps their relative precision
 constexpr float kNone = -3.0e38f;  // the reference before the first key
 constexpr int V = kVectors;
 constexpr std::int64_t kGroup = 2 * kSquare;
@@ -102,8 +102,8 @@ struct Attention {
     Vec shift[NV], total[NV];  // minus the reference; the sum of weights
   };
 
-  // Weights of R keys; false where a score passes its reference by more than kSlack: then the reference is raised, and
-  // the state's total and `out` are brought to it. total: of the block.
+  // Weights of R keys; false where their sum passes kMost: then the reference is raised, and the state's total and
+  // `out` are brought to it. total: of the block.
   template <int R, int NV>
   bool weigh(const Scratch& s, State<NV>& state, Vec (&total)[NV], const Keys& keys, float* weights) const {
     Vec x[R][NV];
@@ -113,26 +113,24 @@ struct Attention {
         x[r][v] = fma(x[r][v], unit(s, v), state.shift[v]);
         if (keys.bias) x[r][v] = x[r][v] + keys.bias[r];
       }
-    Vec most = x[0][0];
-    for (int r = 0; r < R; ++r)
-      for (int v = 0; v < NV; ++v) most = max(x[r][v], most);
-    if (__builtin_expect(any_greater(most, kSlack), 0)) {
-      raise<R, NV>(s, state, keys);
-      return false;
-    }
+    const bool to_bf16 = Unit::per > 1 && !p.lse;  // the logarithm owes more digits
+    Vec most{};
     for (int v = 0; v < NV; ++v) {
-      for (int r = 0; r < R; ++r) x[r][v] = exp2(x[r][v]);
-      Vec pairs = R > 1 ? x[0][v] + x[1 % R][v] : x[0][v];  // two by two first: long sums lose digits
-      for (int r = 2; r + 1 < R; r += 2) pairs = pairs + (x[r][v] + x[r + 1][v]);
-      if (R > 1 && R % 2) pairs = pairs + x[R - 1][v];
-      total[v] = total[v] + pairs;
+      for (int r = 0; r < R; ++r) x[r][v] = to_bf16 ? exp2_for_bf16(x[r][v]) : exp2(x[r][v]);
+      Vec sum = R > 1 ? x[0][v] + x[1 % R][v] : x[0][v];  // two by two first: long sums lose digits
+      for (int r = 2; r + 1 < R; r += 2) sum = sum + (x[r][v] + x[r + 1][v]);
+      if (R > 1 && R % 2) sum = sum + x[R - 1][v];
+      total[v] = total[v] + sum;
+      most = max(sum, most);
       for (int r = 0; r < R; r += Unit::per) {
         Vec next = {};
         if (r + 1 < R) next = x[r + 1][v];
         put(weights + (r / Unit::per * NV + v) * W, x[r][v], next);
       }
     }
-    return true;
+    if (__builtin_expect(!any_greater(most, kMost), 1)) return true;
+    raise<R, NV>(s, state, keys);
+    return false;
   }
 
   // Stores the weights of consecutive keys as a unit.

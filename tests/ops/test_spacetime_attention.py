@@ -64,6 +64,14 @@ def test_large_scores_do_not_overflow(runner):
     check(runner(ops.spacetime_attention, q, k, v), plain, (q, k, v))
 
 
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_scores_that_rise_with_the_keys(runner, dtype):
+    """Every block of keys leaves those before it without weight."""
+    q, k, v = inputs((1, 70, 500, 2, 32), dtype)
+    k = torch.where(torch.arange(500)[:, None, None] % 7 == 0, k * torch.arange(500)[:, None, None] / 30, k).to(dtype)
+    check(runner(ops.spacetime_attention, q.abs(), k.abs(), v), plain, (q.abs(), k.abs(), v))
+
+
 def test_the_error_does_not_grow_with_the_keys(runner):
     """A sum of 8192 products in one chain would be off four times as far as one of 512."""
 
