@@ -106,6 +106,16 @@ def test_resume_takes_up_weights_averages_and_optimizers(tmp_path: Path) -> None
     assert torch.equal(mine, theirs)
 
 
+def test_a_training_from_nothing_begins_a_record_of_its_own(tmp_path: Path) -> None:
+    first = fit(tmp_path, minutes=0.005)
+    fit(tmp_path, minutes=2 * first.elapsed / 60, resume=True)
+    longer = (tmp_path / "losses.csv").read_text().splitlines()
+    assert longer.count("step,seconds,seen,name,value") == 1
+    fit(tmp_path, minutes=0.005)
+    steps = [int(row.split(",")[0]) for row in (tmp_path / "losses.csv").read_text().splitlines()[1:]]
+    assert steps == sorted(steps)
+
+
 def test_an_interrupt_saves_the_state(tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
     run = Run(tmp_path, model, optimizers(model, lambda n, p: False, 0.1, 0.1), 1.0)

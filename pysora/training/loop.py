@@ -128,6 +128,8 @@ class Run:
         # Noise of its own for each worker, and for each segment.
         torch.manual_seed(1000 * self.steps + workers.rank())
         totals: dict[str, list[float]] = {}
+        if not self.steps and not workers.rank():
+            (self.folder / "losses.csv").unlink(missing_ok=True)  # of a training before
         last = time.monotonic()
         try:
             while self.progress < 1:
