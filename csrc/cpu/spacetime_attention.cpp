@@ -139,19 +139,20 @@ struct Attention {
       (void)odd;
       store(place, even);
     } else {
-      put_pairs(place, even, odd);
+      store(place, pairs(even, odd));
     }
   }
-  static void put_pairs(float* place, Vec even, Vec odd) {
+  // bf16 of both in turn.
+  static Vec pairs(Vec even, Vec odd) {
 #if defined(__AVX512BF16__)
     alignas(64) static constexpr std::uint16_t order[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
                                                             21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
                                                             11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     const __m512bh both = _mm512_cvtne2ps_pbh(odd, even);
-    const __m512i mixed = _mm512_permutexvar_epi16(_mm512_load_si512(order), reinterpret_cast<__m512i>(both));
-    std::memcpy(place, &mixed, sizeof mixed);
+    return reinterpret_cast<Vec>(_mm512_permutexvar_epi16(_mm512_load_si512(order), reinterpret_cast<__m512i>(both)));
 #else
-    (void)place, (void)even, (void)odd;
+    (void)odd;
+    return even;
 #endif
   }
 
@@ -266,16 +267,29 @@ struct Attention {
       const Vec total = load(s.total + v * W);
       const Vec share = total == 0.0f ? Vec{} : 1.0f / total;
       const std::int64_t lanes = n - v * W < W ? n - v * W : W;
-      for (std::int64_t d = 0; d < p.K; d += W) {
+      auto row_of = [&](std::int64_t r) {
+        return static_cast<T*>(p.out) + ((j.b * p.Lq + first + v * W + r) * p.N + j.n) * p.K;
+      };
+      std::int64_t d = 0;
+      if constexpr (Unit::per == 2)  // two dimensions at a time: half as many vectors change places
+        for (; d + 2 * W <= p.K; d += 2 * W) {
+          Vec m[W];
+          for (int i = 0; i < W; ++i) {
+            const float* from = s.out + ((d + 2 * i) * NV + v) * W;
+            m[i] = pairs(load(from) * share, load(from + NV * W) * share);
+          }
+          transpose(m);
+          for (std::int64_t r = 0; r < lanes; ++r) std::memcpy(row_of(r) + d, &m[r], sizeof m[r]);
+        }
+      for (; d < p.K; d += W) {
         Vec m[W];
         for (int i = 0; i < W; ++i) m[i] = d + i < p.K ? load(s.out + ((d + i) * NV + v) * W) * share : Vec{};
         transpose(m);
         for (std::int64_t r = 0; r < lanes; ++r) {
-          T* out = static_cast<T*>(p.out) + ((j.b * p.Lq + first + v * W + r) * p.N + j.n) * p.K + d;
           if (p.K - d >= W) {
-            store_flushed(out, m[r]);
+            store_flushed(row_of(r) + d, m[r]);
           } else {
-            store_flushed(out, m[r], p.K - d);
+            store_flushed(row_of(r) + d, m[r], p.K - d);
           }
         }
       }
