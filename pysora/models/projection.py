@@ -9,11 +9,9 @@ from torch import Tensor, nn
 
 from pysora import ops
 from pysora.ops.linear_int8 import quantize_rows
+from pysora.ops.spacetime_attention import int8_gains
 
 M = TypeVar("M", bound=nn.Module)
-
-FEWEST_KEYS = 1024
-"""With fewer keys 8-bit scores gain nothing: rounding takes what the products save."""
 
 
 class Layer(Protocol):
@@ -61,13 +59,13 @@ class Attend(nn.Module):
 
 
 class Int8Attend(nn.Module):
-    """The same with scores from 8-bit integers, where that gains: with many keys, and not by writing all scores out."""
+    """The same with scores from 8-bit integers, where that gains, and not by writing all scores out."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None) -> Tensor:
         """-> `[B, L, N, K]`."""
         op = ops.spacetime_attention
         values = op.bind((q, k, v), {"key_bias": key_bias, "int8": True})
-        gains = k.shape[1] >= FEWEST_KEYS and op.select(values).backend != "reference"
+        gains = int8_gains(q, k) and op.select(values).backend != "reference"
         out: Tensor = op(q, k, v, key_bias=key_bias, int8=gains)
         return out
 

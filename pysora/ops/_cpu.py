@@ -45,6 +45,11 @@ def multiplies_bf16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def matrix_unit(dtype: torch.dtype) -> bool:
+    """Return whether the kernels that run multiply `dtype` in a matrix unit (AMX)."""
+    return dtype == torch.bfloat16 and unavailable() is None and native().cpu_isa() == "amx_bf16"
+
+
 def refuses(dtypes: tuple[torch.dtype, ...], **tensors: Tensor | None) -> str | None:
     """Return why the extension cannot borrow these tensors, or None: it takes plain CPU tensors of `dtypes`."""
     for name, tensor in tensors.items():

@@ -127,9 +127,8 @@ def _cpu(
 def _torch_is_ahead(x: Tensor, weight: Tensor, bias: Tensor | None, epilogue: str) -> bool:
     """Whether oneDNN's product, and the epilogue after it, are faster than the kernel: with a matrix unit (AMX) they
     are where there is nothing to fuse, and where the sums are long."""
-    matrix_unit = x.dtype == torch.bfloat16 and _native.native().cpu_isa() == "amx_bf16"
     plain = bias is None or bias.dtype == x.dtype
-    return matrix_unit and plain and (epilogue == "none" or weight.shape[1] > DEEP)
+    return _native.matrix_unit(x.dtype) and plain and (epilogue == "none" or weight.shape[1] > DEEP)
 
 
 def _cpu_refuses(

@@ -14,7 +14,15 @@ from pysora.ops._checks import at_least_fp32, need, need_shape
 from pysora.ops._registry import needs_gradient, op
 from pysora.ops.linear_int8 import LARGEST
 
+FEWEST_KEYS = 1024
+"""With fewer keys 8-bit scores gain nothing: rounding takes what the products save."""
 _EXACT_ONLY = "8-bit scores are not there on a GPU"
+
+
+def int8_gains(q: Tensor, k: Tensor) -> bool:
+    """Whether the CPU's kernel is faster with 8-bit scores: with many keys, and not beside a matrix unit's exact
+    products, which are the smaller part of the time."""
+    return k.shape[1] >= FEWEST_KEYS and not _native.matrix_unit(q.dtype)
 
 
 def _check(
