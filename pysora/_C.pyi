@@ -74,7 +74,7 @@ def gate_residual(
     threads: int,
     stream: int = 0,
 ) -> None: ...
-def linear_workspace(tokens: int, E: int, D: int, threads: int) -> int:
+def linear_workspace(tokens: int, E: int, D: int, threads: int, split: bool) -> int:
     """Return the fp32 values of workspace that `linear` needs."""
 
 def linear(
@@ -88,9 +88,14 @@ def linear(
     out: Tensor | Raw,
     workspace: Tensor | Raw | None,
     threads: int,
+    split: bool,
     stream: int = 0,
-) -> None:
-    """See `pysora.ops.linear`; x and out are [B, L, D] and [B, L, E], weight has its rows side by side."""
+) -> bool:
+    """See `pysora.ops.linear`; x and out are [B, L, D] and [B, L, E], weight has its rows side by side.
+
+    split: fp32 tokens are multiplied as three bf16 parts each, which needs a matrix unit; returns False, with nothing
+        done, where bf16 does not hold the weight.
+    """
 
 def linear_int8_workspace(tokens: int, E: int, D: int, threads: int) -> int:
     """Return the fp32 values of workspace that `linear_int8` needs."""

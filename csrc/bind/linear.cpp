@@ -31,16 +31,16 @@ void fill(LinearParams& p, Call& call, const Tensor& x, const Tensor& weight, py
 void bind_linear(py::module_& m) {
   m.def(
       "linear_workspace",
-      [](std::int64_t tokens, std::int64_t E, std::int64_t D, int threads) {
+      [](std::int64_t tokens, std::int64_t E, std::int64_t D, int threads, bool split) {
         LinearParams p{};
-        p.B = 1, p.L = tokens, p.E = E, p.D = D, p.threads = threads;
+        p.B = 1, p.L = tokens, p.E = E, p.D = D, p.threads = threads, p.split = split ? &split : nullptr;
         return p.workspace_floats();
       },
-      py::arg("tokens"), py::arg("E"), py::arg("D"), py::arg("threads"));
+      py::arg("tokens"), py::arg("E"), py::arg("D"), py::arg("threads"), py::arg("split"));
   m.def(
       "linear",
       [](py::handle x_, py::handle weight_, py::handle bias, const std::string& epilogue, py::handle residual,
-         py::handle gate, py::handle index, py::handle out_, py::handle workspace_, int threads,
+         py::handle gate, py::handle index, py::handle out_, py::handle workspace_, int threads, bool split,
          std::uintptr_t stream) {
         Call call("linear", threads, stream);
         const Tensor x(call, x_, "x"), weight(call, weight_, "weight"), out(call, out_, "out"),
@@ -48,12 +48,15 @@ void bind_linear(py::module_& m) {
         LinearParams p{};
         fill(p, call, x, weight, bias, epilogue, residual, gate, index, out);
         weight.dtype(p.dtype);
+        if (split) p.split = &split;
         workspace.shape({p.workspace_floats()});
         p.workspace = workspace.dtype(Dtype::f32).contiguous().data<float>();
         call.run(p, cpu().linear);
+        return split || !p.split;
       },
       py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("epilogue"), py::arg("residual"), py::arg("gate"),
-      py::arg("index"), py::arg("out"), py::arg("workspace"), py::arg("threads"), py::arg("stream") = 0);
+      py::arg("index"), py::arg("out"), py::arg("workspace"), py::arg("threads"), py::arg("split"),
+      py::arg("stream") = 0);
 }
 
 }  // namespace pysora

@@ -1,42 +1,63 @@
 #include "pysora/linear.h"
 
 #include "epilogue.h"
-#include "product.h"
+#include "parts.h"
 
-// A matrix product whose results meet the epilogue before they are rounded.
+// A matrix product whose results meet the epilogue before they are rounded. With a matrix unit, fp32 tokens meet
+// weights that bf16 holds, as those of most checkpoints are, in three bf16 products: no digit is lost, and they take a
+// fraction of the time.
 namespace pysora::PYSORA_ISA {
 namespace {
 
-template <class T, class Out>
+// Held: what the operands are multiplied as, T or Part.
+template <class T, class Out, class Held = T>
 struct Linear {
-  using Elem = typename Product<T>::Elem;
+  using Elem = typename Product<Held>::Elem;
+  static constexpr bool kSplit = Product<Held>::kSplit;
 
   const LinearParams& p;
+  const std::int64_t depth = Product<Held>::depth_of(p.D);
   const T* const weight = static_cast<const T*>(p.weight);
 
   const T* token(std::int64_t i) const {
     return static_cast<const T*>(p.x) + i / p.L * p.x_strides[0] + i % p.L * p.x_strides[1];
   }
-  void copy_token(std::int64_t i, float* place) const { copy_values<Elem>(token(i), p.x_strides[2], p.D, place); }
+  void copy_token(std::int64_t i, float* place) const {
+    if constexpr (kSplit) {
+      split_values(token(i), p.x_strides[2], p.D, depth, place);
+    } else {
+      copy_values<Elem>(token(i), p.x_strides[2], p.D, place);
+    }
+  }
   void copy_weight(std::int64_t e, float* place) const {
-    copy_values<Elem>(weight + e * p.weight_stride, 1, p.D, place);
+    if constexpr (kSplit) {
+      narrow_values(weight + e * p.weight_stride, p.D, depth, place);
+    } else {
+      copy_values<Elem>(weight + e * p.weight_stride, 1, p.D, place);
+    }
+  }
+  // What a product may read where it lies.
+  static const Held* in_place(const T* values) {
+    if constexpr (kSplit) return nullptr;
+    return reinterpret_cast<const Held*>(values);
   }
 
   // Results of the matrix unit go through memory: where weights lie in the lanes they need not be transposed there.
   // What has to be packed are then the weights, and else the tokens.
-  bool turns() const { return kMatrixUnit<typename Product<T>::Unit> && p.E * p.D < p.B * p.L * (p.D + 2 * p.E); }
+  bool turns() const { return kMatrixUnit<typename Product<Held>::Unit> && p.E * p.D < p.B * p.L * (p.D + 2 * p.E); }
 
   void run() const {
     if (turns()) {
       const bool evenly = p.x_strides[2] == 1 && (p.B == 1 || p.x_strides[0] == p.L * p.x_strides[1]);
       const ProductShape shape = p.turned();
-      const Product<T, Along::rows> product{shape, p.workspace, evenly ? token(0) : nullptr, p.x_strides[1]};
+      const Product<Held, Along::rows> product{shape, p.workspace, evenly ? in_place(token(0)) : nullptr,
+                                               p.x_strides[1]};
       product.run([&](std::int64_t e, float* place) { copy_weight(e, place); },
                   [&](std::int64_t i, float* place) { copy_token(i, place); },
                   [&](std::int64_t i, std::int64_t e, Vec y, auto lanes) { finish<Out>(p, i, e, y, lanes); });
     } else {
       const ProductShape shape = p.product();
-      const Product<T> product{shape, p.workspace, weight, p.weight_stride};
+      const Product<Held> product{shape, p.workspace, in_place(weight), p.weight_stride};
       product.run([&](std::int64_t i, float* place) { copy_token(i, place); },
                   [&](std::int64_t e, float* place) { copy_weight(e, place); },
                   [&](std::int64_t i, std::int64_t e, Vec y, auto lanes) { finish<Out>(p, i, e, y, lanes); });
@@ -44,22 +65,34 @@ struct Linear {
   }
 };
 
-template <class T>
+template <class T, class Held = T>
 void run(const LinearParams& p) {
   if (p.out_dtype == Dtype::f32) {
-    Linear<T, float>{p}.run();
+    Linear<T, float, Held>{p}.run();
   } else {
-    Linear<T, Bf16>{p}.run();
+    Linear<T, Bf16, Held>{p}.run();
   }
+}
+
+bool bf16_holds_weights(const LinearParams& p) {
+  int lost = 0;
+  for_rows(p.threads, p.E, p.D, [&](std::int64_t e) {
+    const float* row = static_cast<const float*>(p.weight) + e * p.weight_stride;
+    if (!__atomic_load_n(&lost, __ATOMIC_RELAXED) && !bf16_holds(row, p.D))
+      __atomic_store_n(&lost, 1, __ATOMIC_RELAXED);
+  });
+  return !lost;
 }
 
 }  // namespace
 
 void linear(const LinearParams& p) {
-  if (p.dtype == Dtype::f32) {
-    run<float>(p);
-  } else {
+  if (p.dtype == Dtype::bf16) {
     run<Bf16>(p);
+  } else if (!p.split) {
+    run<float>(p);
+  } else if ((*p.split = kMatrixUnit<typename UnitOf<Part>::Unit> && bf16_holds_weights(p))) {
+    run<float, Part>(p);
   }
 }
 

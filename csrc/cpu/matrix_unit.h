@@ -108,6 +108,7 @@ template <class Unit, int V, bool add>
 void multiply_squares(const float* rows, std::int64_t row, const float* lanes, std::int64_t stride, std::int64_t depth,
                       std::int64_t count, float* sums) {
   const std::int64_t steps = depth / kSquare, rest = depth % kSquare;
+  if (!depth && !add) std::memset(sums, 0, static_cast<std::size_t>(count * V * W) * sizeof(float));
   if (steps) multiply_steps<Unit, V, add>(rows, row, lanes, stride, steps, count, sums);
   if (!rest) return;
   // The last units, with zeros behind them.

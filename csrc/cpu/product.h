@@ -213,8 +213,21 @@ void copy_values(const T* from, std::int64_t step, std::int64_t K, float* to) {
 // Which way a vector of results runs.
 enum class Along { weights, rows };
 
+constexpr int kParts = 3;
+
+struct Part {  // names an fp32 operand in three bf16 parts (parts.h)
+  std::uint16_t bits;
+};
+#if defined(__AMX_BF16__)
+template <>
+struct UnitOf<Part> {
+  using Unit = Bf16Unit;
+};
+#endif
+
 // out[i][e] = rows[i] . weights[e], the rows in lanes. copy_row(i, place) and copy_weight(e, place) write a row's
-// units. Along weights, finish(i, e, y, lanes) takes `lanes` results of row i, from e on; along rows, finish(e, i, y,
+// units; with T = Part one of them writes those of each part of its row in turn: of the rows, or, along rows, of the
+// weights. Along weights, finish(i, e, y, lanes) takes `lanes` results of row i, from e on; along rows, finish(e, i, y,
 // lanes) takes those of weight e, from i on, without transposing them.
 template <class T, Along along = Along::weights>
 struct Product {
@@ -226,9 +239,17 @@ struct Product {
   const T* weights;            // null where they have to be copied
   std::int64_t weight_stride;  // between rows, in elements
 
-  const std::int64_t depth = units<Unit>(shape.K);
+  static constexpr bool kSplit = std::is_same<T, Part>::value;
+  const std::int64_t depth = depth_of(shape.K);
+  const std::int64_t row_depth = kSplit && along == Along::weights ? kParts * depth : depth;
+  const std::int64_t weight_depth = kSplit && along == Along::rows ? kParts * depth : depth;
   const bool in_place =
       weights && std::is_same<T, Elem>::value && shape.K % Unit::per == 0 && weight_stride % Unit::per == 0;
+
+  // A part's units; whole registers of the matrix unit, so that the next one begins with a line of the cache.
+  static std::int64_t depth_of(std::int64_t K) {
+    return kSplit ? ceil_div(units<Unit>(K), kSquare) * kSquare : units<Unit>(K);
+  }
 
   // A thread's part of the workspace.
   struct Scratch {
@@ -243,7 +264,13 @@ struct Product {
   void block(std::int64_t first, std::int64_t n, const float* lanes, std::int64_t e, std::int64_t count,
              const float* units, std::int64_t stride, float* results, const Finish& finish) const {
     if constexpr (kMatrixUnit<Unit>) {
-      products<Unit, NV, false>(units, stride, lanes, NV * W, depth, count, results);
+      // Vectors sum in one long chain: parts leave them no rows, and the room for a block's rows holds some of no use.
+      const std::int64_t all = kSplit ? ceil_div(count, kSquare) * kSquare : count;
+      products<Unit, NV, false>(units, stride, lanes, NV * W, depth, all, results);
+      for (std::int64_t part = 1; kSplit && part < kParts; ++part)
+        products<Unit, NV, true>(units + (along == Along::rows ? part * depth : 0), stride,
+                                 lanes + (along == Along::rows ? 0 : part * depth * NV * W), NV * W, depth, all,
+                                 results);
     } else {
       sum<NV>(first, n, lanes, e, count, units, stride, results, finish);
       if (along == Along::rows && n == NV * W) return;
@@ -310,13 +337,13 @@ struct Product {
       pysora::parallel_for(shape.threads, row_blocks, [&](std::int64_t b, int worker) {
         const std::int64_t first = start + b * at_once;
         vectors_for(rows_of(b), [&](auto NV) {
-          to_lanes<NV>(rows_of(b), depth, scratch(worker).room, packed + b * at_once * depth,
+          to_lanes<NV>(rows_of(b), row_depth, scratch(worker).room, packed + b * at_once * row_depth,
                        [&](std::int64_t i, float* place) { copy_row(first + i, place); });
         });
       });
       // Blocks of weights stay in the cache while the rows of their task pass by. The matrix unit needs several: one
       // meets a block of rows in less time than that takes to come from memory.
-      const std::int64_t fitting = kCached / (kBlock * depth + 1);
+      const std::int64_t fitting = kCached / (kBlock * weight_depth + 1);
       const std::int64_t most = kMatrixUnit<Unit> && in_place && fitting > 1 ? fitting : 1;
       const std::int64_t even = ceil_div(weight_blocks, shape.threads);
       const std::int64_t pass = (most < even ? most : even) * kBlock, passes = ceil_div(shape.E, pass);
@@ -327,19 +354,19 @@ struct Product {
         const MatrixUnit held;
         const std::int64_t e = task / groups * pass, count = shape.E - e < pass ? shape.E - e : pass;
         const float* units = s.weights;
-        std::int64_t stride = depth;
+        std::int64_t stride = weight_depth;
         if (in_place) {
           units = reinterpret_cast<const float*>(weights + e * weight_stride), stride = weight_stride / Unit::per;
         } else {
           for (std::int64_t i = 0; i < count; ++i) {
-            if (depth) s.weights[i * depth + depth - 1] = 0;
-            copy_weight(e + i, s.weights + i * depth);
+            if (depth) s.weights[i * weight_depth + weight_depth - 1] = 0;
+            copy_weight(e + i, s.weights + i * weight_depth);
           }
         }
         for (std::int64_t b = task % groups * share; b < row_blocks && b < (task % groups + 1) * share; ++b)
           vectors_for(rows_of(b), [&](auto NV) {
             for (std::int64_t i = 0; i < count; i += kBlock)
-              block<NV>(start + b * at_once, rows_of(b), packed + b * at_once * depth, e + i,
+              block<NV>(start + b * at_once, rows_of(b), packed + b * at_once * row_depth, e + i,
                         count - i < kBlock ? count - i : kBlock, units + i * stride, stride, s.results, finish);
           });
       });

@@ -13,7 +13,9 @@ from pysora.ops.gate_residual import gate_residual
 
 EPILOGUES = ("none", "gelu", "gate_residual")
 DEEP = 4096
-"""Values along which a block of either operand no longer fits a core's cache at the matrix unit's pace."""
+"""Values along which a block of either operand no longer fits a core's cache."""
+LONGEST = 2048
+"""Values whose sum, by a matrix unit in one chain, is as near as torch's in fp32."""
 
 
 def check(
@@ -94,7 +96,7 @@ def scratch_bytes(tokens: int, D: int, E: int) -> int:
     """Return the bytes that the backend which `linear` picks on the CPU takes beside its result; 0 for torch's."""
     if linear.explain(None).backend != "cpu":
         return 0
-    return 4 * int(_native.native().linear_workspace(tokens, E, D, _native.threads()))
+    return 4 * int(_native.native().linear_workspace(tokens, E, D, _native.threads(), _splits(torch.float32)))
 
 
 def _cpu(
@@ -106,29 +108,38 @@ def _cpu(
     gate: Tensor | None,
     index: Tensor | None,
 ) -> Tensor:
-    if _torch_is_ahead(x, weight, bias, epilogue):
-        if residual is None:
-            return linear.reference(x, weight, bias, epilogue)
-        gated: Tensor = gate_residual(residual, F.linear(x, weight, bias), gate, index)
-        return gated
-    out = _native.placed(_fake(x, weight, bias, epilogue, residual, gate, index))
-    tokens, threads = x.shape[:-1].numel(), _native.threads()
-    scratch = _native.workspace(_native.native().linear_workspace(tokens, *weight.shape, threads))
-    rows, out_rows = (t if t.ndim == 3 else t.view(1, -1, t.shape[-1]) for t in (x, out))
-    _native.native().linear(
-        *map(_native.borrow, (rows, weight, bias)),
-        epilogue,
-        *map(_native.borrow, (residual, gate, index, out_rows, scratch)),
-        threads,
-    )
-    return out
+    if not _torch_is_ahead(x, weight, bias, epilogue):
+        out = _native.placed(_fake(x, weight, bias, epilogue, residual, gate, index))
+        tokens, threads, split = x.shape[:-1].numel(), _native.threads(), _splits(x.dtype)
+        scratch = _native.workspace(_native.native().linear_workspace(tokens, *weight.shape, threads, split))
+        rows, out_rows = (t if t.ndim == 3 else t.view(1, -1, t.shape[-1]) for t in (x, out))
+        if _native.native().linear(
+            *map(_native.borrow, (rows, weight, bias)),
+            epilogue,
+            *map(_native.borrow, (residual, gate, index, out_rows, scratch)),
+            threads,
+            split,
+        ):
+            return out
+    if residual is None:
+        return linear.reference(x, weight, bias, epilogue)
+    gated: Tensor = gate_residual(residual, F.linear(x, weight, bias), gate, index)
+    return gated
+
+
+def _splits(dtype: torch.dtype) -> bool:
+    """Whether the kernel multiplies in bf16 parts, where bf16 holds the weight: fp32 beside a matrix unit."""
+    return dtype == torch.float32 and _native.matrix_unit(torch.bfloat16)
 
 
 def _torch_is_ahead(x: Tensor, weight: Tensor, bias: Tensor | None, epilogue: str) -> bool:
-    """Whether oneDNN's product, and the epilogue after it, are faster than the kernel: with a matrix unit (AMX) they
-    are where there is nothing to fuse, and where the sums are long."""
+    """Whether torch's product, and the epilogue after it, are faster than the kernel: where the sums are long, and, in
+    bf16 with a matrix unit (AMX), where there is nothing to fuse."""
+    depth = weight.shape[1]
+    if x.dtype == torch.float32:
+        return depth > (LONGEST if _splits(x.dtype) else DEEP)
     plain = bias is None or bias.dtype == x.dtype
-    return _native.matrix_unit(x.dtype) and plain and (epilogue == "none" or weight.shape[1] > DEEP)
+    return _native.matrix_unit(x.dtype) and plain and (epilogue == "none" or depth > DEEP)
 
 
 def _cpu_refuses(

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from close import check, strided
+from close import check, strided, to
 from torch import Tensor
 
 from pysora import ops
@@ -16,7 +16,7 @@ SHAPES = {  # B, L, D, E
     "usual": (2, 6, 32, 24),
     "odd": (3, 5, 7, 9),
     "one": (1, 1, 1, 1),
-    "deep": (1, 9, 3001, 20),
+    "deep": (1, 9, 2001, 20),
     "deeper than `linear.DEEP`": (1, 9, 4104, 20),
 }
 
@@ -46,11 +46,37 @@ def test_accuracy(runner, shape, dtype):
         check(runner(ops.linear, *args), plain, args)
 
 
-@pytest.mark.parametrize("shape", [(0, 2, 4, 3), (1, 0, 4, 3), (1, 2, 0, 3), (1, 2, 4, 0)])
-def test_nothing_to_multiply(runner, shape):
+@pytest.mark.parametrize("shape", [(1, 130, 67, 90), (2, 30, 300, 200), (3, 5, 7, 9), (1, 40, 1024, 33)])
+def test_weights_that_bf16_holds(runner, shape):
+    """With a matrix unit fp32 is multiplied in bf16 parts then: no digit is lost, and infinities stay what they are."""
     B, L, D, E = shape
-    bias = torch.randn(E)
-    out = runner(ops.linear, torch.zeros(B, L, D), torch.zeros(E, D), bias)
+    x, weight, bias, residual = (torch.randn(s) for s in ((B, L, D), (E, D), E, (B, L, E)))
+    weight = weight.bfloat16().float()
+
+    def compare(*args):
+        actual, near, exact = runner(ops.linear, *args), plain(*args), plain(*to(torch.float64, args))
+        finite = exact.isfinite()
+        torch.testing.assert_close(actual[~finite], exact[~finite].float(), equal_nan=True)
+        assert (actual - exact)[finite].norm() <= 2 * (near - exact)[finite].norm()
+
+    compare(x, weight)
+    compare(strided(x), weight, bias)
+    compare(x, weight, bias, "gelu")
+    compare(x, weight, bias, "gate_residual", residual, torch.randn(1, E))
+    x[0, 0, 0], x[-1, 1, 1] = math.inf, -math.inf
+    compare(x, weight, bias)
+    x[0, 0, 0], x[-1, 1, 1] = math.nan, 0
+    compare(x, weight, bias)
+    weight[0, 0] = math.inf
+    compare(x.nan_to_num(), weight, bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("shape", [(0, 2, 4, 3), (1, 0, 4, 3), (1, 2, 0, 3), (1, 2, 4, 0), (1, 40, 0, 40)])
+def test_nothing_to_multiply(runner, shape, dtype):
+    B, L, D, E = shape
+    bias = torch.randn(E).to(dtype)
+    out = runner(ops.linear, torch.zeros(B, L, D, dtype=dtype), torch.zeros(E, D, dtype=dtype), bias)
     assert torch.equal(out, bias.expand(B, L, E))
 
 

@@ -25,10 +25,14 @@ struct LinearParams {
   Dtype dtype, out_dtype;
   float* workspace;  // workspace_floats() of them
   int threads;
+  // Where it is not null, fp32 tokens are multiplied as three bf16 parts each, for which there must be a matrix unit;
+  // it becomes false, and nothing else is done, where bf16 does not hold the weights.
+  bool* split;
 
   // With the tokens in the vectors' lanes, or with the weights.
-  ProductShape product() const { return {B * L, E, D, threads}; }
-  ProductShape turned() const { return {E, B * L, D, threads}; }
+  ProductShape product() const { return {B * L, E, D, threads, row_floats()}; }
+  ProductShape turned() const { return {E, B * L, D, threads, row_floats()}; }
+  std::int64_t row_floats() const { return split ? 3 * 16 * ceil_div(D, 32) : D; }
   std::int64_t workspace_floats() const {
     const std::int64_t tokens = product().workspace_floats(), weights = turned().workspace_floats();
     return tokens > weights ? tokens : weights;

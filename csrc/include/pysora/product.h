@@ -17,17 +17,20 @@ constexpr std::int64_t kLanes = 64;  // rows of the other operand, which lie in 
 struct ProductShape {
   std::int64_t rows, E, K;
   int threads;
+  std::int64_t row_floats = K;  // what holds a row of either operand, at most
 
   // So many rows are packed at once: all of them, or what keeps the workspace small.
   std::int64_t chunk() const {
     constexpr std::int64_t kFloats = 4 << 20;
-    const std::int64_t fitting = kFloats / (K + 1) / kLanes * kLanes, all = ceil_div(rows, kLanes) * kLanes;
+    const std::int64_t fitting = kFloats / (row_floats + 1) / kLanes * kLanes, all = ceil_div(rows, kLanes) * kLanes;
     return fitting < kLanes ? kLanes : fitting < all ? fitting : all;
   }
-  std::int64_t room_floats() const { return 16 * (K + 16); }                     // of rows being packed
-  std::int64_t weights_floats() const { return kBlock * ceil_div(K, 16) * 16; }  // of a block that is converted
+  std::int64_t room_floats() const { return 16 * (row_floats + 16); }  // of rows being packed
+  std::int64_t weights_floats() const {
+    return kBlock * ceil_div(row_floats, 16) * 16;
+  }  // of a block that is converted
   std::int64_t thread_floats() const { return kBlock * kLanes + room_floats() + weights_floats(); }
-  std::int64_t workspace_floats() const { return chunk() * K + 16 + threads * thread_floats(); }
+  std::int64_t workspace_floats() const { return chunk() * row_floats + 16 + threads * thread_floats(); }
 };
 
 }  // namespace pysora
