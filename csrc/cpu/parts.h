@@ -17,12 +17,16 @@ inline void split_values(const float* x, std::int64_t step, std::int64_t n, std:
   }
   const auto values = strided(x, step, n);
   sweep(n, [&](std::int64_t i, auto lanes) {
-    const Vec v = values(i, lanes), nothing = v * 0.0f;  // NaN where a value is not finite: it has no rest
-    Vec rest = v;
+    Vec rest = values(i, lanes);
     for (int part = 0; part < kParts; ++part) {
       const Vec cut = from_bits(bits(rest) & static_cast<std::int32_t>(0xFFFF0000));
-      store_flushed(parts[part] + i, nothing == 0.0f ? cut : part ? Vec{} : v, lanes);
+      store_flushed(parts[part] + i, cut, lanes);
       rest = rest - cut;
+    }
+    if (__builtin_expect(!any_greater(rest == rest ? Vec{} : splat(1.0f), 0.0f), 1)) return;
+    for (int part = 0; part < kParts; ++part) {  // infinity and NaN have no rest
+      const Vec cut = load(parts[part] + i, lanes), whole = part ? Vec{} : values(i, lanes);
+      store_flushed(parts[part] + i, rest == rest ? cut : whole, lanes);
     }
   });
 }

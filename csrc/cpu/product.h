@@ -347,7 +347,7 @@ struct Product {
       const std::int64_t most = kMatrixUnit<Unit> && in_place && fitting > 1 ? fitting : 1;
       const std::int64_t even = ceil_div(weight_blocks, shape.threads);
       const std::int64_t pass = (most < even ? most : even) * kBlock, passes = ceil_div(shape.E, pass);
-      const std::int64_t wanted = ceil_div(4 * shape.threads, passes);
+      const std::int64_t wanted = ceil_div((in_place ? 4 : 2) * shape.threads, passes);  // each converts its weights
       const std::int64_t groups = wanted < row_blocks ? wanted : row_blocks, share = ceil_div(row_blocks, groups);
       pysora::parallel_for(shape.threads, passes * groups, [&](std::int64_t task, int worker) {
         const Scratch s = scratch(worker);
