@@ -14,7 +14,8 @@ def need(ok: bool, name: str, needed: str, seen: object) -> None:
 
 def need_shape(tensor: Tensor, name: str, letters: str, shape: tuple[int, ...]) -> None:
     """Raise ValueError unless `tensor` has `shape`; `letters` names its dimensions in the message."""
-    need(tuple(tensor.shape) == shape, name, f"{letters} = {list(shape)}", list(tensor.shape))
+    if tensor.shape != shape:  # a message for every call would cost a small model time
+        need(False, name, f"{letters} = {list(shape)}", list(tensor.shape))
 
 
 def at_least_fp32(dtype: torch.dtype) -> torch.dtype:

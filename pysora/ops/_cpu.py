@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_PLAIN = (Tensor, torch.nn.Parameter)
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 LARGE = 32 << 20
 """Bytes from which glibc's allocator always maps memory anew, whatever was freed before."""
@@ -53,23 +54,23 @@ def matrix_unit(dtype: torch.dtype) -> bool:
 def refuses(dtypes: tuple[torch.dtype, ...], **tensors: Tensor | None) -> str | None:
     """Return why the extension cannot borrow these tensors, or None: it takes plain CPU tensors of `dtypes`."""
     for name, tensor in tensors.items():
-        if tensor is None:
+        # Asked thousands of times for a video, and nearly always this is all there is to ask.
+        if tensor is None or (
+            type(tensor) in _PLAIN and tensor.is_cpu and tensor.dtype in dtypes and not tensor.is_neg()
+        ):
             continue
-        if type(tensor) not in (Tensor, torch.nn.Parameter):
+        if type(tensor) not in _PLAIN:
             return f"{name} is a {type(tensor).__name__}, not a plain tensor"
-        if tensor.device.type != "cpu":
+        if not tensor.is_cpu:
             return f"{name} is on {tensor.device}"
-        if tensor.dtype not in dtypes:
-            return f"{name} is {tensor.dtype}"
-        if tensor.is_neg() or tensor.is_conj():
-            return f"{name} is a lazily negated view"
+        return f"{name} is {tensor.dtype if tensor.dtype not in dtypes else 'a lazily negated view'}"
     return None
 
 
 def scattered(**tensors: Tensor | None) -> str | None:
     """Return why kernels that read whole rows cannot take these tensors, or None: their last stride must be 1."""
     for name, tensor in tensors.items():
-        if tensor is not None and tensor.ndim and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+        if tensor is not None and tensor.ndim and tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
             return f"{name} has a stride of {tensor.stride(-1)} in its last dimension"
     return None
 
