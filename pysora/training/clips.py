@@ -12,9 +12,8 @@ from pysora import worlds
 
 Size = tuple[int, int, int]
 """Width, height, frames."""
-EASY = frozenset({"ball", "cube", "car", "boat", "still", "runs left", "runs right"})
-"""Classes and motions that are learnt early: of the combinations with each of them `EASY_SHARE` is drawn."""
-EASY_SHARE = 0.45
+SHARES = {"cube": 0.4, "ball": 0.5, "boat": 0.5, "car": 0.7, "star": 0.8, "bounces": 0.4, "falls": 0.5, "circles": 0.6}
+"""Of the combinations with a class or motion that is learnt early, this share is drawn; of the others all."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +27,11 @@ class Sample:
 
 
 def draw(rng: np.random.Generator, size: Size) -> Sample:
-    """A new clip of a combination that is not held out, less often of an easy class or motion."""
+    """A new clip of a combination that is not held out, less often of a class or motion that is learnt early."""
     width, height, frames = size
     while True:
         attributes = worlds.sample_attributes(rng, held_out=False)
-        if rng.random() < EASY_SHARE ** len(EASY & {attributes.cls, attributes.motion}):
+        if rng.random() < SHARES.get(attributes.cls, 1) * SHARES.get(attributes.motion, 1):
             break
     clip = worlds.render(attributes, seed=int(rng.integers(2**31)), size=(width, height), frames=frames)
     scale = np.array([width, height, width, height], np.float32)

@@ -23,8 +23,8 @@ PACE = 0.5
 #: Gravity, shorter sides per second squared.
 GRAVITY = 9.81 / METRES * PACE**2
 #: How high a subject bounces, and from how high it falls, shorter sides. What leaves the ground keeps to one timetable
-#: in all clips, near the middle and with its face to the right: heights, moments and places of its own in each clip are
-#: learnt far later.
+#: in all clips, and what does not run is near the middle with its face to the right: heights, moments and places of its
+#: own in each clip are learnt far later.
 BOUNCE, FALL = 0.2, 0.34
 #: Seconds after which a falling subject lets go.
 RELEASE = 0.4
@@ -38,7 +38,7 @@ BREATH = 1.6
 STRIDES = 1.0
 #: One round of a circling subject, seconds, and its radius, shorter sides.
 ROUND, RADIUS = 3.2, 0.15
-#: How far from the middle a subject may leave the ground, shorter sides.
+#: How far from the middle a subject that does not run may be, shorter sides.
 ASIDE = 0.05
 
 
@@ -103,10 +103,10 @@ def motion(name: str) -> Callable[[Mover], Mover]:
 
 @motion("still")
 def still(stage: Stage, time: Array, rng: np.random.Generator) -> Track:
-    """Stays where it is, breathing and swaying."""
-    x = stage.width / 2 + rng.uniform(-0.5, 0.5) * min(stage.right - stage.left, 0.5) * 0.9
+    """Stays where it is, near the middle, breathing and swaying."""
+    x = _near_the_middle(stage, 0.0, rng)
     breath = np.sin(2 * math.pi * time / BREATH + rng.uniform(-0.6, 0.6))
-    return _track(time, x=x, stretch=1 + 0.05 * breath, sway=breath, facing=_either(rng), seated=True)
+    return _track(time, x=x, stretch=1 + 0.05 * breath, sway=breath, seated=True)
 
 
 def _runs(stage: Stage, time: Array, rng: np.random.Generator, facing: int) -> Track:
@@ -180,13 +180,9 @@ def circles(stage: Stage, time: Array, rng: np.random.Generator) -> Track:
 
 
 def _near_the_middle(stage: Stage, radius: float, rng: np.random.Generator) -> float:
-    """Where a subject that needs `radius` to either side leaves the ground."""
+    """Where a subject that needs `radius` to either side and does not run is."""
     slack = min((stage.right - stage.left) / 2 - radius, ASIDE)
     return stage.width / 2 + rng.uniform(-1, 1) * slack
-
-
-def _either(rng: np.random.Generator) -> int:
-    return 1 if rng.random() < 0.5 else -1
 
 
 def _track(
