@@ -197,19 +197,22 @@ def _attention_turned(dtype: str, size: str, L: int, N: int, K: int) -> Case:
 
 
 def linear(dtype: str, size: str, tokens: Sequence[int]) -> list[Case]:
-    """2*L*D*E operations, with the GELU of the feed-forward block."""
+    """2*L*D*E operations, with the GELU of the feed-forward block; weights as in a bf16 checkpoint."""
     L, D = TOKENS[size] // 4, WIDTH[size]
     E = {"full": 8960, "quick": 1024, "tiny": 48}[size]
 
     def plain(x: Tensor, weight: Tensor, bias: Tensor, epilogue: str) -> Tensor:
         return F.gelu(F.linear(x, weight, bias), approximate="tanh")
 
+    def held(weight: Tensor) -> Tensor:
+        return weight.bfloat16().to(weight.dtype)
+
     return [
         Case(
             "linear",
             f"{L} tokens, {D} to {E}, GELU",
             dtype,
-            draw=lambda draw: (draw(1, L, D), draw(E, D) / D**0.5, draw(E), "gelu"),
+            draw=lambda draw: (draw(1, L, D), held(draw(E, D) / D**0.5), draw(E), "gelu"),
             ours=ops.linear,
             rivals={"torch": plain},
             unit="GFLOP/s",
