@@ -63,7 +63,7 @@ def test_reconstructions_reach_30_db() -> None:
 
 
 def test_held_out_prompts_reach_the_bar() -> None:
-    """On 16 prompts as `pysora eval` makes them (docs/training.md has the numbers of 200). 95 % of the colours are asked:
+    """On 16 prompts as `pysora eval` makes them (docs/training.md has those of 200). 95 % of the colours are asked:
     one may be wrong here."""
     prompts = held_out_prompts(16)
     videos: list[pysora.Video] = []
