@@ -235,7 +235,7 @@ def evaluate(
 
 @app.command()
 def train(
-    stage: Annotated[str, typer.Argument(help="vae, text, dit, decoder or export, in this order.")],
+    stage: Annotated[str, typer.Argument(help="vae, text, dit, decoder or export, in this order; or all of them.")],
     out: Annotated[Path, typer.Option(help="Folder of the run: states, loss curves, weights.")] = Path("runs/embedded"),
     minutes: Annotated[float, typer.Option(help="Length of the stage over all its segments.")] = 60.0,
     resume: Annotated[bool, typer.Option(help="Go on from the last state in the folder.")] = False,

@@ -331,12 +331,28 @@ def test_captions_say_what_the_targets_say() -> None:
 
 
 def test_stages_are_named_and_ordered(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="stage must be one of vae, text, sketch, dit, decoder, export, not 'gan'"):
+    with pytest.raises(ValueError, match="stage must be one of vae, text, .*, export, all, not 'gan'"):
         training.run("gan", tmp_path, 1)
     with pytest.raises(ValueError, match="minutes must be above 0, got 0"):
         training.run("vae", tmp_path, 0)
     with pytest.raises(FileNotFoundError, match="run the stage 'vae' first"):
         training.run("dit", tmp_path, 1)
+
+
+def test_all_stages_share_the_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[str, float, bool]] = []
+
+    def stage(name: str, out: Path, minutes: float, resume: bool, start: Path | None) -> Path:
+        done.append((name, minutes, resume))
+        for path in (p for needs in training._NEEDS.values() for p in needs if p.startswith(name)):
+            (out / path).mkdir(parents=True, exist_ok=True)
+        return out / name
+
+    monkeypatch.setattr(training, "_stage", stage)
+    assert training.run("all", tmp_path, 100, resume=True) == tmp_path / "export"
+    assert [name for name, _, _ in done] == ["vae", "text", "dit", "decoder", "export"]
+    assert sum(minutes for _, minutes, _ in done[:-1]) == pytest.approx(100)
+    assert all(resume for _, _, resume in done)
 
 
 def test_exported_parts_keep_their_record_or_get_the_embedded_models(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 
 STAGES = ("vae", "text", "sketch", "dit", "decoder", "export")
+ALL = {"vae": 0.3, "text": 0.05, "dit": 0.5, "decoder": 0.15, "export": 1.0}
+"""The stages of "all", and each one's share of the minutes: about what the shipped weights took."""
 _NEEDS = {
     "sketch": ("vae/components.safetensors", "text/final"),
     "dit": ("vae/final", "text/final"),
@@ -23,7 +25,7 @@ def run(
 
     stage: "vae", "text", "sketch" (the transformer while the autoencoder is still trained; may be left out), "dit",
         "decoder" (the autoencoder's decoder alone, which changes no latents: for time left over) or "export" (writes
-        the checkpoint in the layout that `pysora.load` and diffusers read).
+        the checkpoint in the layout that `pysora.load` and diffusers read); "all": those of `ALL`, one after the other.
     minutes: the length of the stage over all its segments; "export" does not use it.
     resume: go on from the state that an earlier segment left in `out`.
     start: a checkpoint folder whose weights the stage begins with, instead of random ones.
@@ -32,10 +34,15 @@ def run(
     Raises ValueError for an unknown stage, and for workers that it cannot have; FileNotFoundError where an earlier
     stage is missing.
     """
-    if stage not in STAGES:
-        raise ValueError(f"stage must be one of {', '.join(STAGES)}, not {stage!r}")
+    if stage not in (*STAGES, "all"):
+        raise ValueError(f"stage must be one of {', '.join(STAGES)}, all, not {stage!r}")
     if not minutes > 0:
         raise ValueError(f"minutes must be above 0, got {minutes}")
+    if stage == "all":
+        made = out
+        for each, share in ALL.items():
+            made = run(each, out, minutes * share, resume, start, workers if each in _SHARED else 1)
+        return made
     if workers < 1 or (workers > 1 and stage not in _SHARED):
         raise ValueError(f"workers must be 1, or more for {', '.join(_SHARED)}; got {workers} for {stage}")
     for path in _NEEDS.get(stage, ()):
