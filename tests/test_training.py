@@ -331,7 +331,7 @@ def test_captions_say_what_the_targets_say() -> None:
 
 
 def test_stages_are_named_and_ordered(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="stage must be one of vae, text, .*, export, all, not 'gan'"):
+    with pytest.raises(ValueError, match=r"stage must be one of vae, text, .*, export, all, not 'gan'"):
         training.run("gan", tmp_path, 1)
     with pytest.raises(ValueError, match="minutes must be above 0, got 0"):
         training.run("vae", tmp_path, 0)
