@@ -56,12 +56,12 @@ def refuses(dtypes: tuple[torch.dtype, ...], **tensors: Tensor | None) -> str | 
     for name, tensor in tensors.items():
         # Asked thousands of times for a video, and nearly always this is all there is to ask.
         if tensor is None or (
-            type(tensor) in _PLAIN and tensor.is_cpu and tensor.dtype in dtypes and not tensor.is_neg()
+            type(tensor) in _PLAIN and tensor.device.type == "cpu" and tensor.dtype in dtypes and not tensor.is_neg()
         ):
             continue
         if type(tensor) not in _PLAIN:
             return f"{name} is a {type(tensor).__name__}, not a plain tensor"
-        if not tensor.is_cpu:
+        if tensor.device.type != "cpu":
             return f"{name} is on {tensor.device}"
         return f"{name} is {tensor.dtype if tensor.dtype not in dtypes else 'a lazily negated view'}"
     return None

@@ -14,9 +14,8 @@ from pysora.ops.gate_residual import gate_residual
 EPILOGUES = ("none", "gelu", "gate_residual")
 DEEP = 4096
 """Values along which a block of either operand no longer fits a core's cache."""
-LONGEST, FEWEST_TOKENS = 2048, 128
-"""For fp32 by a matrix unit: values whose sum, in one chain, is as near as torch's; tokens that outweigh the making of
-a weight's parts."""
+LONGEST = 2048
+"""Values whose sum, by a matrix unit in one chain, is as near as torch's in fp32."""
 
 
 def check(
@@ -134,12 +133,12 @@ def _splits(dtype: torch.dtype) -> bool:
 
 
 def _torch_is_ahead(x: Tensor, weight: Tensor, bias: Tensor | None, epilogue: str) -> bool:
-    """Whether torch's product, and the epilogue after it, are faster than the kernel: where the sums are long; with a
-    matrix unit (AMX), in bf16 where there is nothing to fuse, and in fp32 where tokens are few."""
+    """Whether torch's product, and the epilogue after it, are faster than the kernel: where the sums are long, and, in
+    bf16 with a matrix unit (AMX), where there is nothing to fuse."""
     depth = weight.shape[1]
     if x.dtype == torch.float32:
-        few = x.shape[:-1].numel() < FEWEST_TOKENS
-        return few or depth > LONGEST if _splits(x.dtype) else depth > DEEP
+        # Few tokens would be faster in torch, but a video's bits must not depend on how many others are made with it.
+        return depth > (LONGEST if _splits(x.dtype) else DEEP)
     plain = bias is None or bias.dtype == x.dtype
     return _native.matrix_unit(x.dtype) and plain and (epilogue == "none" or depth > DEEP)
 
