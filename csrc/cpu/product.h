@@ -14,6 +14,7 @@ namespace {
 
 using pysora::kBlock;
 using pysora::kLanes;
+using pysora::kParts;
 using pysora::kTile;
 using pysora::ProductShape;
 
@@ -213,8 +214,6 @@ void copy_values(const T* from, std::int64_t step, std::int64_t K, float* to) {
 // Which way a vector of results runs.
 enum class Along { weights, rows };
 
-constexpr int kParts = 3;
-
 struct Part {  // names an fp32 operand in three bf16 parts (parts.h)
   std::uint16_t bits;
 };
@@ -347,7 +346,8 @@ struct Product {
       const std::int64_t most = kMatrixUnit<Unit> && in_place && fitting > 1 ? fitting : 1;
       const std::int64_t even = ceil_div(weight_blocks, shape.threads);
       const std::int64_t pass = (most < even ? most : even) * kBlock, passes = ceil_div(shape.E, pass);
-      const std::int64_t wanted = ceil_div((in_place ? 4 : 2) * shape.threads, passes);  // each converts its weights
+      const std::int64_t wanted =
+          ceil_div((kSplit ? 2 : 4) * shape.threads, passes);  // each makes parts of its weights
       const std::int64_t groups = wanted < row_blocks ? wanted : row_blocks, share = ceil_div(row_blocks, groups);
       pysora::parallel_for(shape.threads, passes * groups, [&](std::int64_t task, int worker) {
         const Scratch s = scratch(worker);

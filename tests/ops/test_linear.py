@@ -17,6 +17,7 @@ SHAPES = {  # B, L, D, E
     "odd": (3, 5, 7, 9),
     "one": (1, 1, 1, 1),
     "deep": (1, 9, 2001, 20),
+    "deeper than `linear.LONGEST`": (1, 9, 3001, 20),
     "deeper than `linear.DEEP`": (1, 9, 4104, 20),
 }
 

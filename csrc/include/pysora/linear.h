@@ -32,7 +32,7 @@ struct LinearParams {
   // With the tokens in the vectors' lanes, or with the weights.
   ProductShape product() const { return {B * L, E, D, threads, row_floats()}; }
   ProductShape turned() const { return {E, B * L, D, threads, row_floats()}; }
-  std::int64_t row_floats() const { return split ? 3 * 16 * ceil_div(D, 32) : D; }
+  std::int64_t row_floats() const { return split ? kParts * 16 * ceil_div(D, 32) : D; }
   std::int64_t workspace_floats() const {
     const std::int64_t tokens = product().workspace_floats(), weights = turned().workspace_floats();
     return tokens > weights ? tokens : weights;

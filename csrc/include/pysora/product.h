@@ -13,6 +13,8 @@ constexpr std::int64_t kTile = 6;    // rows of a register tile
 constexpr std::int64_t kBlock = 96;  // rows of one operand that meet a block of lanes; divisible by kTile and every W
 constexpr std::int64_t kLanes = 64;  // rows of the other operand, which lie in vectors' lanes, at most
 
+constexpr int kParts = 3;  // bf16 values that make one of fp32
+
 // out[i][e] = rows[i] . weights[e], i < rows, e < E, over K values.
 struct ProductShape {
   std::int64_t rows, E, K;
@@ -26,9 +28,8 @@ struct ProductShape {
     return fitting < kLanes ? kLanes : fitting < all ? fitting : all;
   }
   std::int64_t room_floats() const { return 16 * (row_floats + 16); }  // of rows being packed
-  std::int64_t weights_floats() const {
-    return kBlock * ceil_div(row_floats, 16) * 16;
-  }  // of a block that is converted
+  // Of a block that is converted.
+  std::int64_t weights_floats() const { return kBlock * ceil_div(row_floats, 16) * 16; }
   std::int64_t thread_floats() const { return kBlock * kLanes + room_floats() + weights_floats(); }
   std::int64_t workspace_floats() const { return chunk() * row_floats + 16 + threads * thread_floats(); }
 };
