@@ -43,6 +43,24 @@ def adaln(
     threads: int,
     stream: int = 0,
 ) -> None: ...
+def adaln_backward(
+    grad: Tensor | Raw,
+    x: Tensor | Raw,
+    table: Tensor | Raw | None,
+    index: Tensor | Raw | None,
+    gain: Tensor | Raw | None,
+    bias: Tensor | Raw | None,
+    eps: float,
+    layer: bool,
+    out: Tensor | Raw,
+    sums: Tensor | Raw,
+    threads: int,
+) -> None:
+    """Gradients of `adaln`: out is that of x; sums, zeros before, is fp32 [threads, (2U + 3) * D].
+
+    A row holds a thread's part of the gradients of table [U, 2, D], gain [D] and bias [D], and D values of no use.
+    """
+
 def causal_conv3d(
     x: Tensor | Raw,
     weight: Tensor | Raw,
@@ -76,6 +94,20 @@ def gate_residual(
 ) -> None: ...
 def linear_workspace(tokens: int, E: int, D: int, threads: int, split: bool) -> int:
     """Return the fp32 values of workspace that `linear` needs."""
+
+def gate_residual_backward(
+    grad: Tensor | Raw,
+    y: Tensor | Raw,
+    gate: Tensor | Raw,
+    index: Tensor | Raw | None,
+    out: Tensor | Raw,
+    sums: Tensor | Raw,
+    threads: int,
+) -> None:
+    """Gradients of `gate_residual`: out is y's; sums, fp32 [threads, U, D] and zeros before, are parts of gate's."""
+
+def gelu(x: Tensor | Raw, grad: Tensor | Raw | None, out: Tensor | Raw, threads: int) -> None:
+    """GELU in its tanh form of contiguous values; with grad, that times its derivative at x."""
 
 def linear(
     x: Tensor | Raw,
@@ -142,6 +174,22 @@ def qk_norm_rope(
     threads: int,
     stream: int = 0,
 ) -> None: ...
+def qk_norm_rope_backward(
+    grad: Tensor | Raw,
+    x: Tensor | Raw,
+    gain: Tensor | Raw,
+    cos: Tensor | Raw | None,
+    sin: Tensor | Raw | None,
+    eps: float,
+    out: Tensor | Raw,
+    sums: Tensor | Raw,
+    threads: int,
+) -> None:
+    """Gradients of `qk_norm_rope`: out is that of x; sums, zeros before, is fp32 [threads, 2, N * K].
+
+    The first values of a row, as many as gain has, are a thread's part of the gradient of gain.
+    """
+
 def sampler_step(
     sample: Tensor | Raw,
     prediction: Tensor | Raw,

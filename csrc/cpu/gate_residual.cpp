@@ -20,6 +20,32 @@ void run(const GateResidualParams& p) {
   });
 }
 
+template <class T, class Y>
+void run(const GateResidualBackwardParams& p) {
+  for_rows_by_worker(p.threads, p.B * p.L, p.D, [&](std::int64_t token, int worker) {
+    const std::int64_t b = token / p.L, l = token % p.L, row = p.gate.row(b, l);
+    const T* grad = static_cast<const T*>(p.grad) + token * p.D;
+    const Y* y = static_cast<const Y*>(p.y.data) + b * p.y_strides[0] + l * p.y_strides[1];
+    const Values gate = from(p.gate.first, row * p.gate.stride);
+    Y* out = static_cast<Y*>(p.out) + token * p.D;
+    float* sums = p.sums + (worker * p.gate.U + row) * p.D;
+    sweep(p.D, [&](std::int64_t i, auto lanes) {
+      const Vec g = load(grad + i, lanes);
+      accumulate(sums, i, g * load(y + i, lanes), lanes);
+      store_flushed(out + i, g * load(gate, i, lanes), lanes);
+    });
+  });
+}
+
+template <class T>
+void run_for(const GateResidualBackwardParams& p) {
+  if (p.y.dtype == Dtype::f32) {
+    run<T, float>(p);
+  } else {
+    run<T, Bf16>(p);
+  }
+}
+
 }  // namespace
 
 void gate_residual(const GateResidualParams& p) {
@@ -27,6 +53,14 @@ void gate_residual(const GateResidualParams& p) {
     run<float>(p);
   } else {
     run<Bf16>(p);
+  }
+}
+
+void gate_residual_backward(const GateResidualBackwardParams& p) {
+  if (p.dtype == Dtype::f32) {
+    run_for<float>(p);
+  } else {
+    run_for<Bf16>(p);
   }
 }
 

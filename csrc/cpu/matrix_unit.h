@@ -18,6 +18,8 @@ constexpr bool kMatrixUnit = false;
 
 constexpr std::int64_t kSquare = 16;  // rows, and units in a row, of a register of the matrix unit
 
+enum class Split { none, rows, lanes, both };  // which operands are fp32 in three bf16 parts (parts.h)
+
 #if defined(__AMX_BF16__)
 
 // Numbers of registers must be literals. 0 to 3 hold sums, 4 and 5 rows, 6 and 7 lanes.
@@ -46,10 +48,39 @@ struct MatrixUnit {
   MatrixUnit& operator=(const MatrixUnit&) = delete;
 };
 
-// One or two tiles of rows times one or two of lanes, over `steps` times 16 units. Strides in bytes.
-template <class Unit, bool rows_two, bool lanes_two, bool add>
+// From one part of an operand to the next, in bytes.
+struct PartSteps {
+  std::int64_t row, lane;
+};
+
+template <bool two>
+inline __attribute__((always_inline)) void load_rows(const char* rows, std::int64_t row) {
+  _tile_loadd(4, rows, row);
+  if constexpr (two) _tile_loadd(5, rows + kSquare * row, row);
+}
+template <bool two>
+inline __attribute__((always_inline)) void load_lanes(const char* lanes, std::int64_t lane) {
+  _tile_loadd(6, lanes, lane);
+  if constexpr (two) _tile_loadd(7, lanes + 64, lane);
+}
+template <class Unit, bool rows_two, bool lanes_two>
+inline __attribute__((always_inline)) void multiply_loaded() {
+  PYSORA_SQUARES(0, 4, 6)
+  if constexpr (lanes_two) {
+    PYSORA_SQUARES(1, 4, 7)
+  }
+  if constexpr (rows_two) {
+    PYSORA_SQUARES(2, 5, 6)
+    if constexpr (lanes_two) {
+      PYSORA_SQUARES(3, 5, 7)
+    }
+  }
+}
+
+// One or two tiles of rows times one or two of lanes, over `steps` times 16 units of each part. Strides in bytes.
+template <class Unit, bool rows_two, bool lanes_two, bool add, Split split>
 void multiply_squares(const char* rows, std::int64_t row, const char* lanes, std::int64_t lane, std::int64_t steps,
-                      char* sums, std::int64_t sum) {
+                      char* sums, std::int64_t sum, const PartSteps* parts) {
   if constexpr (add) {
     _tile_loadd(0, sums, sum);
     if constexpr (lanes_two) _tile_loadd(1, sums + 64, sum);
@@ -62,19 +93,26 @@ void multiply_squares(const char* rows, std::int64_t row, const char* lanes, std
     _tile_zero(3);
   }
   for (std::int64_t s = 0; s < steps; ++s, rows += 64, lanes += kSquare * lane) {
-    _tile_loadd(4, rows, row);
-    _tile_loadd(6, lanes, lane);
-    PYSORA_SQUARES(0, 4, 6)
-    if constexpr (lanes_two) {
-      _tile_loadd(7, lanes + 64, lane);
-      PYSORA_SQUARES(1, 4, 7)
-    }
-    if constexpr (rows_two) {
-      _tile_loadd(5, rows + kSquare * row, row);
-      PYSORA_SQUARES(2, 5, 6)
-      if constexpr (lanes_two) {
-        PYSORA_SQUARES(3, 5, 7)
-      }
+    const auto rows_of = [&](int part) { load_rows<rows_two>(rows + (part ? part * parts->row : 0), row); };
+    const auto lanes_of = [&](int part) { load_lanes<lanes_two>(lanes + (part ? part * parts->lane : 0), lane); };
+    const auto multiply = [] { multiply_loaded<Unit, rows_two, lanes_two>(); };
+    if constexpr (split == Split::both) {  // six products: the other three are below what fp32 holds of the sum
+      rows_of(1), lanes_of(1), multiply();
+      rows_of(0), multiply();
+      lanes_of(2), multiply();
+      lanes_of(0), multiply();
+      rows_of(1), multiply();
+      rows_of(2), multiply();
+    } else if constexpr (split == Split::rows) {
+      lanes_of(0), rows_of(2), multiply();
+      rows_of(1), multiply();
+      rows_of(0), multiply();
+    } else if constexpr (split == Split::lanes) {
+      rows_of(0), lanes_of(2), multiply();
+      lanes_of(1), multiply();
+      lanes_of(0), multiply();
+    } else {
+      rows_of(0), lanes_of(0), multiply();
     }
   }
   _tile_stored(0, sums, sum);
@@ -84,9 +122,9 @@ void multiply_squares(const char* rows, std::int64_t row, const char* lanes, std
 }
 
 // As below, over whole steps of 16 units.
-template <class Unit, int V, bool add>
+template <class Unit, int V, bool add, Split split = Split::none>
 void multiply_steps(const float* rows, std::int64_t row, const float* lanes, std::int64_t stride, std::int64_t steps,
-                    std::int64_t count, float* sums) {
+                    std::int64_t count, float* sums, const PartSteps* parts = nullptr) {
   asm volatile("" ::: "memory");  // GCC does not know that the loads below read memory
   constexpr bool lanes_two = V > 1;
   for (std::int64_t i = 0; i < count; i += 2 * kSquare)
@@ -95,9 +133,11 @@ void multiply_steps(const float* rows, std::int64_t row, const float* lanes, std
       const char* columns = reinterpret_cast<const char*>(lanes + v * W);
       char* to = reinterpret_cast<char*>(sums + (i * V + v) * W);
       if (count - i >= 2 * kSquare) {
-        multiply_squares<Unit, true, lanes_two, add>(first, 4 * row, columns, 4 * stride, steps, to, V * 64);
+        multiply_squares<Unit, true, lanes_two, add, split>(first, 4 * row, columns, 4 * stride, steps, to, V * 64,
+                                                            parts);
       } else {
-        multiply_squares<Unit, false, lanes_two, add>(first, 4 * row, columns, 4 * stride, steps, to, V * 64);
+        multiply_squares<Unit, false, lanes_two, add, split>(first, 4 * row, columns, 4 * stride, steps, to, V * 64,
+                                                             parts);
       }
     }
 }

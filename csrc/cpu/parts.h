@@ -6,6 +6,17 @@
 // (After the splits of Henry, Tang and Heinecke 2019, arXiv:1904.06376, who round, and split both factors.)
 namespace {
 
+// The first 8 digits of finite values, which are left with the rest.
+inline Vec cut(Vec& x) {
+  const Vec part = from_bits(bits(x) & static_cast<std::int32_t>(0xFFFF0000));
+  x = x - part;
+  return part;
+}
+
+inline bool any_nan(Vec x) {
+  return any_greater(x == x ? Vec{} : splat(1.0f), 0.0f);
+}
+
 // The n values from x on that lie `step` apart: the units of all first parts, then of the second, then of the third;
 // each part has `depth` units, with zeros at its end.
 inline void split_values(const float* x, std::int64_t step, std::int64_t n, std::int64_t depth, float* to) {
@@ -16,19 +27,33 @@ inline void split_values(const float* x, std::int64_t step, std::int64_t n, std:
     parts[part] = reinterpret_cast<Bf16*>(units);
   }
   const auto values = strided(x, step, n);
-  sweep(n, [&](std::int64_t i, auto lanes) {
-    Vec rest = values(i, lanes);
+  std::int64_t first = 0;
+#if defined(__AVX512BF16__)
+  for (; first + 2 * W <= n; first += 2 * W) {
+    Vec low = values(first, Whole{}), high = values(first + W, Whole{});
+    if (__builtin_expect(any_nan(low - low + (high - high)), 0)) break;
     for (int part = 0; part < kParts; ++part) {
-      const Vec cut = from_bits(bits(rest) & static_cast<std::int32_t>(0xFFFF0000));
-      store_flushed(parts[part] + i, cut, lanes);
-      rest = rest - cut;
+      const Vec low_cut = cut(low), high_cut = cut(high);
+      const __m512bh both = _mm512_cvtne2ps_pbh(high_cut, low_cut);
+      std::memcpy(parts[part] + first, &both, sizeof both);
     }
-    if (__builtin_expect(!any_greater(rest == rest ? Vec{} : splat(1.0f), 0.0f), 1)) return;
+  }
+#endif
+  sweep(n - first, [&](std::int64_t i, auto lanes) {
+    Vec rest = values(first + i, lanes);
+    for (int part = 0; part < kParts; ++part) store_flushed(parts[part] + first + i, cut(rest), lanes);
+    if (__builtin_expect(!any_nan(rest), 1)) return;
     for (int part = 0; part < kParts; ++part) {  // infinity and NaN have no rest
-      const Vec cut = load(parts[part] + i, lanes), whole = part ? Vec{} : values(i, lanes);
-      store_flushed(parts[part] + i, rest == rest ? cut : whole, lanes);
+      const Vec kept = load(parts[part] + first + i, lanes), whole = part ? Vec{} : values(first + i, lanes);
+      store_flushed(parts[part] + first + i, rest == rest ? kept : whole, lanes);
     }
   });
+}
+
+// Units of the next part of two vectors of finite values, which are left with the rest of each.
+inline Vec cut_pair(Vec& even, Vec& odd) {
+  const UVec first = reinterpret_cast<UVec>(cut(even));
+  return reinterpret_cast<Vec>(first >> 16 | reinterpret_cast<UVec>(cut(odd)));
 }
 
 // n values that bf16 holds, as `depth` units.

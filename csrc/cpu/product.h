@@ -165,6 +165,19 @@ void products(const float* rows, std::int64_t row, const float* lanes, std::int6
 #endif
 }
 
+// As `products`, of fp32 values in parts: part i of a row begins i * row_part units after it, of the lanes likewise.
+// For whole steps of kSquare units and whole squares of rows.
+template <class Unit, int V, bool add, Split split>
+void part_products(const float* rows, std::int64_t row, std::int64_t row_part, const float* lanes, std::int64_t stride,
+                   std::int64_t lane_part, std::int64_t depth, std::int64_t count, float* sums) {
+#if defined(__AMX_BF16__)
+  const PartSteps parts{4 * row_part, 4 * lane_part * stride};
+  multiply_steps<Unit, V, add, split>(rows, row, lanes, stride, depth / kSquare, count, sums, &parts);
+#else
+  static_assert(kMatrixUnit<Unit>, "no matrix unit");
+#endif
+}
+
 // Calls f(std::integral_constant<int, NV>) with the fewest vectors that have lanes for n rows, n <= kVectors * W.
 template <class F>
 void vectors_for(std::int64_t n, const F& f) {
@@ -263,13 +276,13 @@ struct Product {
   void block(std::int64_t first, std::int64_t n, const float* lanes, std::int64_t e, std::int64_t count,
              const float* units, std::int64_t stride, float* results, const Finish& finish) const {
     if constexpr (kMatrixUnit<Unit>) {
-      // Vectors sum in one long chain: parts leave them no rows, and the room for a block's rows holds some of no use.
-      const std::int64_t all = kSplit ? ceil_div(count, kSquare) * kSquare : count;
-      products<Unit, NV, false>(units, stride, lanes, NV * W, depth, all, results);
-      for (std::int64_t part = 1; kSplit && part < kParts; ++part)
-        products<Unit, NV, true>(units + (along == Along::rows ? part * depth : 0), stride,
-                                 lanes + (along == Along::rows ? 0 : part * depth * NV * W), NV * W, depth, all,
-                                 results);
+      if constexpr (kSplit) {  // the room for a block's rows holds some of no use
+        constexpr Split split = along == Along::rows ? Split::rows : Split::lanes;
+        part_products<Unit, NV, false, split>(units, stride, depth, lanes, NV * W, depth, depth,
+                                              ceil_div(count, kSquare) * kSquare, results);
+      } else {
+        products<Unit, NV, false>(units, stride, lanes, NV * W, depth, count, results);
+      }
     } else {
       sum<NV>(first, n, lanes, e, count, units, stride, results, finish);
       if (along == Along::rows && n == NV * W) return;
@@ -345,7 +358,10 @@ struct Product {
       const std::int64_t fitting = kCached / (kBlock * weight_depth + 1);
       const std::int64_t most = kMatrixUnit<Unit> && in_place && fitting > 1 ? fitting : 1;
       const std::int64_t even = ceil_div(weight_blocks, shape.threads);
-      const std::int64_t pass = (most < even ? most : even) * kBlock, passes = ceil_div(shape.E, pass);
+      const std::int64_t blocks = ceil_div(weight_blocks, most < even ? most : even);
+      // As many for each thread, as far as whole squares go.
+      const std::int64_t share_of_E = ceil_div(shape.E, ceil_div(blocks, shape.threads) * shape.threads);
+      const std::int64_t pass = ceil_div(share_of_E, kSquare) * kSquare, passes = ceil_div(shape.E, pass);
       const std::int64_t wanted =
           ceil_div((kSplit ? 2 : 4) * shape.threads, passes);  // each makes parts of its weights
       const std::int64_t groups = wanted < row_blocks ? wanted : row_blocks, share = ceil_div(row_blocks, groups);

@@ -88,6 +88,67 @@ struct QkNormRope {
   }
 };
 
+// With n the normalised token and h the turned-back gradient times gain: d gain = h n / gain, d x = factor (h - n
+// mean(h n)).
+template <class T>
+struct Backward {
+  const QkNormRopeBackwardParams& back;
+  const QkNormRopeParams& p = back.forward;
+  const QkNormRope<T> forward{p};
+
+  // One head's part: its gradients of gain, and h; returns the sum of h n.
+  float head(const T* x, const T* grad, float factor, Values gain, const float* cos, const float* sin, float* d_gain,
+             float* h) const {
+    Vec along{};
+    sweep(p.K, [&](std::int64_t i, auto lanes) {
+      Vec g = load(grad + i, lanes);
+      if (cos) g = turn(g, twice(cos + i / 2, lanes), -twice(sin + i / 2, lanes));
+      const Vec n = load(x + i, lanes) * factor;
+      accumulate(d_gain, i, g * n, lanes);
+      g = g * load(gain, i, lanes);
+      along = fma(g, n, along);
+      store(h + i, g, lanes);
+    });
+    return sum_lanes(along);
+  }
+
+  void finish(const T* x, T* out, float factor, float slope, const float* h) const {
+    sweep(p.K, [&](std::int64_t i, auto lanes) {
+      store_flushed(out + i, factor * (load(h + i, lanes) - load(x + i, lanes) * factor * slope), lanes);
+    });
+  }
+
+  void token(std::int64_t b, std::int64_t l, int worker) const {
+    const std::int64_t width = p.N * p.K, at = (b * p.L + l) * width;
+    const T* x = static_cast<const T*>(p.x) + b * p.x_strides[0] + l * p.x_strides[1];
+    const T* grad = static_cast<const T*>(back.grad) + at;
+    T* out = static_cast<T*>(p.out) + at;
+    const float* cos = p.cos ? p.cos + l * p.cos_stride : nullptr;
+    const float* sin = p.sin ? p.sin + l * p.sin_stride : nullptr;
+    float *d_gain = back.sums + worker * 2 * width, *h = d_gain + width;
+    for (std::int64_t n = 0; n < p.N; n += p.over_heads ? p.N : 1) {
+      const std::int64_t last = p.over_heads ? p.N : n + 1;  // heads that are normalised together
+      Sum sum;
+      for (std::int64_t i = n; i < last; ++i) forward.squares(x + i * p.x_strides[2], sum);
+      const std::int64_t values = (last - n) * p.K;
+      const float factor = forward.factor(sum, values);
+      float along = 0;
+      for (std::int64_t i = n; i < last; ++i) {
+        const std::int64_t own = p.over_heads ? i * p.K : 0;
+        along += head(x + i * p.x_strides[2], grad + i * p.K, factor, from(p.gain, own), cos, sin, d_gain + own,
+                      h + i * p.K);
+      }
+      for (std::int64_t i = n; i < last; ++i)
+        finish(x + i * p.x_strides[2], out + i * p.K, factor, along / static_cast<float>(values), h + i * p.K);
+    }
+  }
+
+  void run() const {
+    for_rows_by_worker(p.threads, p.B * p.L, p.N * p.K,
+                       [&](std::int64_t i, int worker) { token(i / p.L, i % p.L, worker); });
+  }
+};
+
 }  // namespace
 
 void qk_norm_rope(const QkNormRopeParams& p) {
@@ -95,6 +156,14 @@ void qk_norm_rope(const QkNormRopeParams& p) {
     QkNormRope<float>{p}.run();
   } else {
     QkNormRope<Bf16>{p}.run();
+  }
+}
+
+void qk_norm_rope_backward(const QkNormRopeBackwardParams& p) {
+  if (p.forward.dtype == Dtype::f32) {
+    Backward<float>{p}.run();
+  } else {
+    Backward<Bf16>{p}.run();
   }
 }
 

@@ -135,12 +135,22 @@ struct Sum {
 constexpr std::int64_t kTaskValues = 1 << 15;
 
 template <class Body>
-void for_rows(int threads, std::int64_t rows, std::int64_t width, const Body& body) {
+void for_rows_by_worker(int threads, std::int64_t rows, std::int64_t width, const Body& body) {  // body(i, worker)
   const std::int64_t share = kTaskValues / (width + 1) + 1;
-  pysora::parallel_for(threads, ceil_div(rows, share), [&](std::int64_t task, int) {
+  pysora::parallel_for(threads, ceil_div(rows, share), [&](std::int64_t task, int worker) {
     const std::int64_t first = task * share, last = rows - first < share ? rows : first + share;
-    for (std::int64_t i = first; i < last; ++i) body(i);
+    for (std::int64_t i = first; i < last; ++i) body(i, worker);
   });
+}
+template <class Body>
+void for_rows(int threads, std::int64_t rows, std::int64_t width, const Body& body) {
+  for_rows_by_worker(threads, rows, width, [&](std::int64_t i, int) { body(i); });
+}
+
+// sums[i] += v.
+template <class Lanes>
+void accumulate(float* sums, std::int64_t i, Vec v, Lanes lanes) {
+  store(sums + i, load(sums + i, lanes) + v, lanes);
 }
 
 }  // namespace

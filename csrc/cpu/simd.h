@@ -122,10 +122,20 @@ inline Vec exp2_for_bf16(Vec x) {
 #endif
 }
 
+// 1 / x for x from 1 to 2, relative error 1e-7: a division takes three times as long where vectors are wide.
+inline Vec reciprocal(Vec x) {
+#if defined(__AVX512F__)
+  const Vec y = _mm512_maskz_rcp14_ps(0xFFFF, x);
+  return fma(y, fma(-x, y, splat(1.0f)), y);
+#else
+  return 1.0f / x;
+#endif
+}
+
 // 1 / (1 + exp(-x)), with the exponential of -|x| alone, so that nothing overflows.
 inline Vec sigmoid(Vec x) {
   const Vec e = exp2((x < 0.0f ? x : -x) * 1.44269504f);
-  return (x < 0.0f ? e : splat(1.0f)) / (1.0f + e);
+  return (x < 0.0f ? e : splat(1.0f)) * reciprocal(1.0f + e);
 }
 
 // Whether any lane is greater than `limit`; NaN is not.

@@ -13,6 +13,8 @@
 // the same to all scores of a query and leaves the weights as they are (Zhang et al. 2024, arXiv:2410.02367,
 // SageAttention).
 //
+// With a matrix unit, fp32 values are multiplied in three bf16 parts each (parts.h), six products for one.
+//
 // The matrix unit leaves its sums in memory. It takes turns with the vectors, kGroup keys at a time, so that these are
 // in the first cache. Working at the same time they gain nothing: it takes one of the two ports where vectors multiply.
 namespace pysora::PYSORA_ISA {
@@ -32,7 +34,8 @@ struct Attention {
   using Job = typename Operand::Job;
   using Pair = typename Operand::Pair;
   using P = SpacetimeAttentionParams;
-  static constexpr bool kInt8 = Operand::kInt8;
+  static constexpr bool kInt8 = Operand::kInt8, kSplit = Operand::kSplit;
+  static constexpr std::int64_t kPieces = Operand::kPieces;
   static constexpr std::int64_t kKeys = Operand::kKeys;
   // So many blocks of queries meet a block of keys before the next. The matrix unit is done with them sooner than they
   // come from beyond the second cache.
@@ -40,12 +43,12 @@ struct Attention {
 
   const P& p;
   const Operand operands{p};
-  const std::int64_t depth = operands.depth;
+  const std::int64_t depth = operands.depth, key_floats = operands.key_floats;
 
-  // A thread's part of the workspace: weights [units of keys][lanes] with lanes = NV * W, scores of a group of keys,
-  // room for W rows of units. Of each block of queries: q [depth][lanes], out [K][lanes], minus the reference and the
-  // sum of weights of each lane; in int8 also what a score of 1 stands for, in powers of two, and what the keys' mean
-  // adds to a lane's scores.
+  // A thread's part of the workspace: weights [parts][units of keys][lanes] with lanes = NV * W, scores of a group of
+  // keys, room for W rows of units. Of each block of queries: q [parts][depth][lanes], out [K][lanes], minus the
+  // reference and the sum of weights of each lane; in int8 also what a score of 1 stands for, in powers of two, and
+  // what the keys' mean adds to a lane's scores.
   struct Scratch {
     float *weights, *scores, *room, *bias, *q, *out, *shift, *total, *scales, *added;
   };
@@ -53,10 +56,11 @@ struct Attention {
   Scratch scratch(int worker, std::int64_t q_block = 0) const {
     float* at = p.workspace + worker * P::thread_floats(p.K);
     auto take = [&](std::int64_t n) { return (at += n) - n; };
-    float *weights = take(kLanes * kBlock), *scores = take(kGroup * kLanes), *room = take(16 * (p.K + 16));
+    float *weights = take(kPieces * kLanes * kBlock), *scores = take(kGroup * kLanes);
+    float* room = take(W * Operand::aligned(key_floats));
     float* bias = take(2 * kBlock);
     at += q_block * P::q_block_floats(p.K);
-    float *q = take(kLanes * p.K), *out = take(kLanes * (p.K + 16));
+    float *q = take(kLanes * key_floats), *out = take(kLanes * (p.K + 16));
     return {weights, scores, room, bias, q, out, take(kLanes), take(kLanes), take(kLanes), take(kLanes)};
   }
 
@@ -67,12 +71,13 @@ struct Attention {
   };
 
   Keys keys_of(const Pair& from, std::int64_t first, const float* bias, const Scratch& s) const {
-    return {from.keys + first * depth, s.scores, bias, from.scales + first, from.offsets + first};
+    return {from.keys + first * key_floats, s.scores, bias, from.scales + first, from.offsets + first};
   }
   template <int NV>
   Keys after(const Keys& keys, std::int64_t i) const {
     const float* products = keys.products + i % kGroup * NV * W;
-    return {keys.units + i * depth, products, keys.bias ? keys.bias + i : nullptr, keys.scales + i, keys.offsets + i};
+    return {keys.units + i * key_floats, products, keys.bias ? keys.bias + i : nullptr, keys.scales + i,
+            keys.offsets + i};
   }
 
   // The products of queries and R keys; `unit` makes scores in powers of two of them.
@@ -113,7 +118,7 @@ struct Attention {
         x[r][v] = fma(x[r][v], unit(s, v), state.shift[v]);
         if (keys.bias) x[r][v] = x[r][v] + keys.bias[r];
       }
-    const bool to_bf16 = Unit::per > 1 && !p.lse;  // the logarithm owes more digits
+    const bool to_bf16 = Unit::per > 1 && !kSplit && !p.lse;  // the logarithm owes more digits
     Vec most{};
     for (int v = 0; v < NV; ++v) {
       for (int r = 0; r < R; ++r) x[r][v] = to_bf16 ? exp2_for_bf16(x[r][v]) : exp2(x[r][v]);
@@ -125,7 +130,12 @@ struct Attention {
       for (int r = 0; r < R; r += Unit::per) {
         Vec next = {};
         if (r + 1 < R) next = x[r + 1][v];
-        put(weights + (r / Unit::per * NV + v) * W, x[r][v], next);
+        float* place = weights + (r / Unit::per * NV + v) * W;
+        if constexpr (kSplit) {
+          for (int part = 0; part < kParts; ++part) store(place + part * kBlock * NV * W, cut_pair(x[r][v], next));
+        } else {
+          put(place, x[r][v], next);
+        }
       }
     }
     if (__builtin_expect(!any_greater(most, kMost), 1)) return true;
@@ -197,7 +207,12 @@ struct Attention {
     if constexpr (kMatrixUnit<Scores>) {
       for (std::int64_t i = 0; i < n; i += kGroup) {
         const std::int64_t end = n - i < kGroup ? n : i + kGroup;
-        products<Scores, NV, false>(keys.units + i * depth, depth, s.q, NV * W, depth, end - i, s.scores);
+        if constexpr (kSplit) {
+          part_products<Scores, NV, false, Split::both>(keys.units + i * key_floats, key_floats, depth, s.q, NV * W,
+                                                        depth, depth, Operand::aligned(end - i), s.scores);
+        } else {
+          products<Scores, NV, false>(keys.units + i * depth, depth, s.q, NV * W, depth, end - i, s.scores);
+        }
         std::int64_t k = i;
         for (; k + 2 <= end; k += 2)
           if (!some(std::integral_constant<int, 2>{}, k)) return false;
@@ -219,7 +234,21 @@ struct Attention {
     } while (!weigh_all(s, state, total, keys, n));
     for (int v = 0; v < NV; ++v)
       store(s.shift + v * W, state.shift[v]), store(s.total + v * W, state.total[v] + total[v]);
-    if constexpr (kMatrixUnit<Unit>) {
+    if constexpr (kSplit) {
+      const std::int64_t used = units<Unit>(n), all = Operand::values_depth(n);
+      for (int part = 0; part < kParts; ++part)
+        std::memset(s.weights + (part * kBlock + used) * NV * W, 0,
+                    static_cast<std::size_t>((all - used) * NV * W) * sizeof(float));
+      // A block's sums are added as one number each: the error of a chain grows with its length.
+      for (std::int64_t d = 0; d < p.K; d += kGroup) {
+        part_products<Unit, NV, false, Split::both>(values + d * all, all, p.K * all, s.weights, NV * W, kBlock, all,
+                                                    kGroup, s.scores);
+        for (std::int64_t i = 0; i < kGroup * NV; ++i) {
+          float* place = s.out + (d * NV + i) * W;
+          store(place, load(place) + load(s.scores + i * W));
+        }
+      }
+    } else if constexpr (kMatrixUnit<Unit>) {
       products<Unit, NV, true>(values, units<Unit>(n), s.weights, NV * W, units<Unit>(n), p.K, s.out);
     } else {
       tiles(p.K, [&](auto R, std::int64_t d) {
@@ -233,7 +262,7 @@ struct Attention {
   template <int NV>
   void begin(const Job& j, std::int64_t first, std::int64_t n, const Pair& packed, const Scratch& s) const {
     for (std::int64_t i = 0; kInt8 && i < NV * W; ++i) s.scales[i] = 0;
-    to_lanes<NV>(n, depth, s.room, s.q, [&](std::int64_t i, float* place) {
+    to_lanes<NV>(n, key_floats, s.room, s.q, [&](std::int64_t i, float* place) {
       operands.pack_query(j, first + i, packed, place, s.scales[i], s.added[i]);
     });
     for (int v = 0; v < NV; ++v) store(s.shift + v * W, splat(-kNone)), store(s.total + v * W, Vec{});
@@ -253,7 +282,7 @@ struct Attention {
     for (std::int64_t k = 0; k < j.k1 - j.k0; k += kKeys) {
       const std::int64_t n_keys = j.k1 - j.k0 - k < kKeys ? j.k1 - j.k0 - k : kKeys;
       for (std::int64_t i = 0; bias && i < n_keys; ++i) bias[i] = *operands.bias_of(j, k + i) * kLog2e;
-      const float* values = packed.values + k / Unit::per * p.K;
+      const float* values = operands.block_values(packed, k);
       each_block([&](auto NV, std::int64_t, std::int64_t, const Scratch& s) {
         block<NV>(s, keys_of(packed, k, bias, s), values, n_keys);
       });
@@ -271,7 +300,8 @@ struct Attention {
         return static_cast<T*>(p.out) + ((j.b * p.Lq + first + v * W + r) * p.N + j.n) * p.K;
       };
       std::int64_t d = 0;
-      if constexpr (Unit::per == 2)  // two dimensions at a time: half as many vectors change places
+      if constexpr (std::is_same<T, Bf16>::value &&
+                    Unit::per == 2)  // two dimensions at a time: half as many vectors change places
         for (; d + 2 * W <= p.K; d += 2 * W) {
           Vec m[W];
           for (int i = 0; i < W; ++i) {
@@ -333,22 +363,43 @@ struct Attention {
   }
 };
 
-template <class T>
-void run(const SpacetimeAttentionParams& p) {
-  if (p.int8) {
-    Attention<T, std::int8_t>{p}.run();
-  } else {
-    Attention<T, T>{p}.run();
-  }
+// Whether fp32 values are multiplied in parts: infinity has none, and keys with biases are mostly a text's, too few to
+// pay for the splitting of the queries. (Not the number of keys: a text's grows with the others in its batch, and the
+// bits of a result must not depend on those.)
+bool splits(const SpacetimeAttentionParams& p) {
+  if (!kMatrixUnit<typename UnitOf<Part>::Unit> || p.key_bias || !p.K || p.K % (2 * kSquare)) return false;
+  int infinite = 0;
+  auto look = [&](const void* x, const std::int64_t* strides, std::int64_t b, std::int64_t token) {
+    Vec poison{};  // NaN where a value is not finite
+    for (std::int64_t n = 0; n < p.N; ++n) {
+      const float* head = static_cast<const float*>(x) + b * strides[0] + token * strides[1] + n * strides[2];
+      const auto values = strided(head, strides[3], p.K);
+      sweep(p.K, [&](std::int64_t d, auto lanes) { poison = poison + values(d, lanes) * 0.0f; });
+    }
+    if (!(sum_lanes(poison) == 0.0f)) __atomic_store_n(&infinite, 1, __ATOMIC_RELAXED);
+  };
+  const std::int64_t tokens = p.Lq + p.Lk;
+  for_rows(p.threads, p.B * tokens, p.N * p.K, [&](std::int64_t i) {
+    const std::int64_t b = i / tokens, token = i % tokens;
+    if (token < p.Lq) return look(p.q, p.q_strides, b, token);
+    look(p.k, p.k_strides, b, token - p.Lq), look(p.v, p.v_strides, b, token - p.Lq);
+  });
+  return !infinite;
 }
 
 }  // namespace
 
 void spacetime_attention(const SpacetimeAttentionParams& p) {
-  if (p.dtype == Dtype::f32) {
-    run<float>(p);
+  if (p.dtype == Dtype::bf16 && p.int8) {
+    Attention<Bf16, std::int8_t>{p}.run();
+  } else if (p.dtype == Dtype::bf16) {
+    Attention<Bf16, Bf16>{p}.run();
+  } else if (p.int8) {
+    Attention<float, std::int8_t>{p}.run();
+  } else if (splits(p)) {
+    if constexpr (kMatrixUnit<typename UnitOf<Part>::Unit>) Attention<float, Part>{p}.run();
   } else {
-    run<Bf16>(p);
+    Attention<float, float>{p}.run();
   }
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -96,6 +97,21 @@ def placed(out: Tensor) -> Tensor:
     if out.nbytes >= LARGE:
         native().use_large_pages(out.data_ptr(), out.nbytes)
     return out
+
+
+def record(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """Return what records a call of native code whose gradients are `function`'s."""
+
+    def recorded(*args: Any) -> Any:
+        return function.apply(*args)
+
+    return recorded
+
+
+def need_no_graph() -> None:
+    """Raise RuntimeError where autograd would record a native kernel for gradients, which have none of their own."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("gradients of native kernels have no gradients: name backend='reference' for those")
 
 
 def workspace(floats: int) -> Tensor:

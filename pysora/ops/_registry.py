@@ -30,22 +30,29 @@ class Impl:
         run: takes every parameter of the reference, in order, and returns what the reference returns.
         unsupported: the reason why it cannot take these arguments, or None. Takes what `run` takes.
         unavailable: the reason why it cannot run on this machine at all, or None.
-        differentiable: whether autograd can see through it. Native code is not: gradients go to the reference.
+        recorded: the same where autograd has to record the call; None for native code without gradients of its own,
+            where they go to the reference.
     """
 
     backend: str
     run: Callable[..., Any]
     unsupported: Callable[..., str | None]
     unavailable: Callable[[], str | None]
-    differentiable: bool = False
+    recorded: Callable[..., Any] | None = None
 
     def refuses(self, args: Sequence[Any]) -> str | None:
         """Return why this implementation cannot run with `args`, or None."""
         if reason := self.unavailable():
             return reason
-        if not self.differentiable and needs_gradient(args):
+        if self.recorded is None and needs_gradient(args):
             return "needs a gradient"
         return self.unsupported(*args)
+
+    def __call__(self, args: Sequence[Any]) -> Any:
+        """Run with `args`, recorded where that is needed."""
+        if self.recorded is not None and needs_gradient(args):
+            return self.recorded(*args)
+        return self.run(*args)
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ class Op(Generic[R]):
         self.names = tuple(parameters)
         self.defaults = {n: p.default for n, p in parameters.items() if p.default is not inspect.Parameter.empty}
         self.impls: list[Impl] = []
-        self.fallback = Impl("reference", reference, _always, _always, differentiable=True)
+        self.fallback = Impl("reference", reference, _always, _always, reference)
         self.pack, self.unpack = pack, unpack
         self.torch_op: Any = None
 
@@ -100,11 +107,12 @@ class Op(Generic[R]):
         run: Callable[..., R],
         unsupported: Callable[..., str | None] = _always,
         unavailable: Callable[[], str | None] = _always,
+        recorded: Callable[..., R] | None = None,
     ) -> None:
         """Add an implementation after those already registered."""
         if backend not in BACKENDS[:-1] or any(i.backend == backend for i in self.impls):
             raise ValueError(f"backend: need one of {BACKENDS[:-1]}, each once for {self.name}, got {backend!r}")
-        self.impls.append(Impl(backend, run, unsupported, unavailable))
+        self.impls.append(Impl(backend, run, unsupported, unavailable, recorded))
 
     def bind(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Return one value per parameter of the reference, defaults filled in. TypeError as a plain call would."""
@@ -150,7 +158,7 @@ class Op(Generic[R]):
         values = self.bind(args, kwargs)
         if torch.compiler.is_compiling():
             return self.unpack(self.torch_op(*values, backend=backend), *values)
-        result: R = self.select(values, backend).run(*values)
+        result: R = self.select(values, backend)(values)
         return result
 
     def explain(self, args: Sequence[Any] | None) -> Explanation:
@@ -210,12 +218,12 @@ def _declare(made: Op[Any], schema: str, fake: Callable[..., Any]) -> None:
 
     def run(*args: Any, backend: str | None = None, **kwargs: Any) -> Any:
         values = made.bind(args, kwargs)
-        return made.pack(made.select(values, backend).run(*values))
+        return made.pack(made.select(values, backend)(values))
 
     def autograd(*args: Any, backend: str | None = None, **kwargs: Any) -> Any:
         values = made.bind(args, kwargs)
         if needs_gradient(values):
-            return run(*values, backend=backend)  # refused by native backends: the reference runs and is recorded
+            return run(*values, backend=backend)
         with torch._C._AutoDispatchBelowAutograd():
             return made.torch_op(*values, backend=backend)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -107,6 +108,38 @@ def _cpu(
     return out
 
 
+class _Recorded(torch.autograd.Function):
+    """The native kernel and that of its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        x, table, index, gain, bias, ctx.eps, ctx.norm = args
+        ctx.save_for_backward(x, table, index, gain, bias)
+        return _cpu(*args)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        _native.need_no_graph()
+        x, table, index, gain, bias = ctx.saved_tensors
+        out, threads, D = torch.empty_like(x, memory_format=torch.contiguous_format), _native.threads(), x.shape[2]
+        U = 0 if table is None else table.shape[0]
+        sums = torch.zeros(threads, (2 * U + 3) * D)
+        tensors = map(_native.borrow, (grad.contiguous(), x, table, index, gain, bias))
+        _native.native().adaln_backward(
+            *tensors, ctx.eps, ctx.norm == "layer", _native.borrow(out), _native.borrow(sums), threads
+        )
+        of_table, of_gain, of_bias, _ = sums.sum(0).split((2 * U * D, D, D, D))
+        return (
+            out,
+            None if table is None else of_table.view(table.shape).to(table.dtype),
+            None,
+            None if gain is None else of_gain.to(gain.dtype),
+            None if bias is None else of_bias.to(bias.dtype),
+            None,
+            None,
+        )
+
+
 def _cpu_refuses(
     x: Tensor,
     table: Tensor | None,
@@ -161,4 +194,4 @@ def _gpu_refuses(
 
 adaln.register("cuda", _on_gpu(_cuda.launch), _gpu_refuses, _cuda.unavailable)
 adaln.register("triton", _on_gpu(_triton.launch), _gpu_refuses, _triton.unavailable)
-adaln.register("cpu", _cpu, _cpu_refuses, _native.unavailable)
+adaln.register("cpu", _cpu, _cpu_refuses, _native.unavailable, _native.record(_Recorded))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,6 +55,25 @@ def _cpu(x: Tensor, y: Tensor, gate: Tensor, index: Tensor | None) -> Tensor:
     return out
 
 
+class _Recorded(torch.autograd.Function):
+    """The native kernel and that of its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        ctx.save_for_backward(*args[1:])
+        return _cpu(*args)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        _native.need_no_graph()
+        y, gate, index = ctx.saved_tensors
+        grad, out, threads = grad.contiguous(), torch.empty(y.shape, dtype=y.dtype), _native.threads()
+        sums = torch.zeros(threads, *gate.shape)
+        tensors = map(_native.borrow, (grad, y, gate, index, out, sums))
+        _native.native().gate_residual_backward(*tensors, threads)
+        return grad, out, sums.sum(0).to(gate.dtype), None
+
+
 def _cpu_refuses(x: Tensor, y: Tensor, gate: Tensor, index: Tensor | None) -> str | None:
     return (
         _native.refuses(_native.NATIVE_DTYPES, x=x, y=y, gate=gate)
@@ -84,4 +104,4 @@ def _gpu_refuses(x: Tensor, y: Tensor, gate: Tensor, index: Tensor | None) -> st
 
 gate_residual.register("cuda", _on_gpu(_cuda.launch), _gpu_refuses, _cuda.unavailable)
 gate_residual.register("triton", _on_gpu(_triton.launch), _gpu_refuses, _triton.unavailable)
-gate_residual.register("cpu", _cpu, _cpu_refuses, _native.unavailable)
+gate_residual.register("cpu", _cpu, _cpu_refuses, _native.unavailable, _native.record(_Recorded))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pysora.ops import _cpu as _native
 from pysora.ops._checks import need, need_shape
-from pysora.ops._registry import op
+from pysora.ops._registry import needs_gradient, op
 from pysora.ops.gate_residual import gate_residual
 
 EPILOGUES = ("none", "gelu", "gate_residual")
@@ -127,6 +129,51 @@ def _cpu(
     return gated
 
 
+class _Gelu(torch.autograd.Function):
+    """GELU in its tanh form, and its gradient, by the native kernel."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:
+        ctx.save_for_backward(y)
+        return _gelu(y, None)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        _native.need_no_graph()
+        (y,) = ctx.saved_tensors
+        return _gelu(y, grad.contiguous())
+
+
+def _gelu(y: Tensor, grad: Tensor | None) -> Tensor:
+    out = torch.empty_like(y)
+    _native.native().gelu(*map(_native.borrow, (y, grad, out)), _native.threads())
+    return out
+
+
+_record_gelu = _native.record(_Gelu)
+
+
+def _recorded(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    epilogue: str,
+    residual: Tensor | None,
+    gate: Tensor | None,
+    index: Tensor | None,
+) -> Tensor:
+    """torch's product, whose gradients are products of torch's too, and the native epilogues."""
+    check(x, weight, bias, epilogue, residual, gate)
+    y = F.linear(x, weight, bias)
+    if epilogue == "gelu" and y.dtype in _native.NATIVE_DTYPES:
+        activated: Tensor = _record_gelu(y)
+        return activated
+    if residual is not None:
+        gated: Tensor = gate_residual(residual, y, gate, index)
+        return gated
+    return finish(y, epilogue, None, None, None)
+
+
 def _splits(dtype: torch.dtype) -> bool:
     """Whether the kernel multiplies in bf16 parts, where bf16 holds the weight: fp32 beside a matrix unit."""
     return dtype == torch.float32 and _native.matrix_unit(torch.bfloat16)
@@ -156,10 +203,11 @@ def _cpu_refuses(
         return "x has other than three dimensions and is not contiguous"
     return (
         _native.refuses(_native.NATIVE_DTYPES, x=x, bias=bias, residual=residual, gate=gate)
-        or _native.refuses((x.dtype,), weight=weight)
+        # What is recorded is torch's product, which may be under autocast.
+        or _native.refuses(_native.NATIVE_DTYPES if needs_gradient((x, weight)) else (x.dtype,), weight=weight)
         or _native.refuses((torch.int32,), index=index)
         or _native.scattered(weight=weight, bias=bias, residual=residual, gate=gate)
     )
 
 
-linear.register("cpu", _cpu, _cpu_refuses, _native.unavailable)
+linear.register("cpu", _cpu, _cpu_refuses, _native.unavailable, _recorded)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from pysora.ops import _cpu as _native
 from pysora.ops import _cuda, _triton
 from pysora.ops._checks import at_least_fp32, need, need_shape
-from pysora.ops._registry import op
+from pysora.ops._registry import needs_gradient, op
 
 
 def _check(x: Tensor, gain: Tensor, cos: Tensor | None, sin: Tensor | None) -> None:
@@ -71,7 +72,29 @@ def _cpu(x: Tensor, gain: Tensor, cos: Tensor | None, sin: Tensor | None, eps: f
     return out
 
 
+class _Recorded(torch.autograd.Function):
+    """The native kernel and that of its gradients; positions have none."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        *tensors, ctx.eps = args
+        ctx.save_for_backward(*tensors)
+        return _cpu(*args)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        _native.need_no_graph()
+        x, gain, cos, sin = ctx.saved_tensors
+        out, threads = torch.empty(x.shape, dtype=x.dtype), _native.threads()
+        sums = torch.zeros(threads, 2, x.shape[2] * x.shape[3])
+        tensors = map(_native.borrow, (grad.contiguous(), x, gain, cos, sin))
+        _native.native().qk_norm_rope_backward(*tensors, ctx.eps, _native.borrow(out), _native.borrow(sums), threads)
+        return out, sums[:, 0, : gain.shape[0]].sum(0).to(gain.dtype), None, None, None
+
+
 def _cpu_refuses(x: Tensor, gain: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float) -> str | None:
+    if needs_gradient((cos, sin)):
+        return "cos and sin need gradients"
     return (
         _native.refuses(_native.NATIVE_DTYPES, x=x, gain=gain)
         or _native.refuses((torch.float32,), cos=cos, sin=sin)
@@ -115,4 +138,4 @@ def _cuda_refuses(x: Tensor, gain: Tensor, cos: Tensor | None, sin: Tensor | Non
 
 qk_norm_rope.register("cuda", _on_gpu(_cuda.launch), _cuda_refuses, _cuda.unavailable)
 qk_norm_rope.register("triton", _on_gpu(_triton.launch), _triton_refuses, _triton.unavailable)
-qk_norm_rope.register("cpu", _cpu, _cpu_refuses, _native.unavailable)
+qk_norm_rope.register("cpu", _cpu, _cpu_refuses, _native.unavailable, _native.record(_Recorded))

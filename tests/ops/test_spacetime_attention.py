@@ -21,6 +21,7 @@ SHAPES = {  # B, Lq, Lk, N, K
     "odd head": (1, 5, 9, 2, 67),
     "few keys": (1, 40, 3, 2, 32),
     "blocks of both": (1, 330, 225, 8, 40),
+    "blocks of both, head 64": (1, 150, 417, 2, 64),
     "one": (1, 1, 1, 1, 1),
 }
 
@@ -184,6 +185,17 @@ def test_strides(runner, layout):
     for int8 in (False, True):
         expected = runner(ops.spacetime_attention, *args, int8=int8)
         torch.testing.assert_close(runner(ops.spacetime_attention, *views, int8=int8), expected)
+
+
+def test_infinite_values(runner):
+    """A score of -inf is no weight; an infinite value is the result of every query that weighs it."""
+    q, k, v = (x.abs() for x in inputs(SHAPES["head 32"], torch.float32))
+    k[:, 3, :, 5] = -math.inf
+    v[:, 7, 0, 2] = math.inf
+    out = runner(ops.spacetime_attention, q, k, v)
+    assert (out[:, :, 0, 2] == math.inf).all()
+    expected = plain(q.double(), k.double(), v.double()).float()
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_nan_is_not_hidden(runner):

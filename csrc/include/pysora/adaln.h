@@ -21,4 +21,14 @@ struct AdalnParams {
   int threads;
 };
 
+// The gradients of `adaln` from that of its result.
+struct AdalnBackwardParams {
+  AdalnParams forward;  // out is the gradient of x
+  const void* grad;     // [B, L, D], dtype, contiguous
+  // fp32 [threads, floats], zeros: each thread's part of the gradients of table [U, 2, D], gain [D] and bias [D], and
+  // room for a row.
+  float* sums;
+  static std::int64_t floats(std::int64_t U, std::int64_t D) { return (2 * U + 3) * D; }
+};
+
 }  // namespace pysora

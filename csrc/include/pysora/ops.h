@@ -3,6 +3,7 @@
 #include "pysora/causal_conv3d.h"
 #include "pysora/ceiling.h"
 #include "pysora/gate_residual.h"
+#include "pysora/gelu.h"
 #include "pysora/linear.h"
 #include "pysora/linear_int8.h"
 #include "pysora/noise.h"

@@ -20,4 +20,12 @@ struct QkNormRopeParams {
   int threads;
 };
 
+// The gradients of `qk_norm_rope` from that of its result.
+struct QkNormRopeBackwardParams {
+  QkNormRopeParams forward;  // out is the gradient of x
+  const void* grad;          // [B, L, N, K], dtype, contiguous
+  // fp32 [threads, 2, N * K], zeros: each thread's part of the gradient of gain, and room for a token.
+  float* sums;
+};
+
 }  // namespace pysora

@@ -27,12 +27,12 @@ struct SpacetimeAttentionParams {
 
   // Floats of the packed keys and values of one (sample, head) pair, and of one thread, at most.
   static std::int64_t pair_floats(std::int64_t longest_k, std::int64_t K) {
-    return 2 * longest_k * (K + 1) + 2 * K + 80;
+    return kParts * (longest_k + 32) * (K + 16) + 2 * K + 80;
   }
   static std::int64_t thread_floats(std::int64_t K) {
-    return kLanes * (kBlock + 32) + 16 * (K + 16) + 2 * kBlock + kTogether * q_block_floats(K);
+    return kLanes * (kParts * kBlock + 32) + 32 * (K + 32) + 2 * kBlock + kTogether * q_block_floats(K);
   }
-  static std::int64_t q_block_floats(std::int64_t K) { return kLanes * (2 * K + 20); }
+  static std::int64_t q_block_floats(std::int64_t K) { return kLanes * (3 * K + 68); }
   static constexpr std::int64_t kTogether = 4;  // blocks of queries that a thread holds, at most
 };
 
