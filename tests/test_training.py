@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from pysora import training, worlds
+from pysora import ops, training, worlds
 from pysora.checkpoint import load_module, save_module
 from pysora.loading import embedded_path
+from pysora.models.positions import rope_tables
 from pysora.models.text import TextEncoder
-from pysora.training import autoencoder, diffusion, export, reader
+from pysora.training import autoencoder, diffusion, export, loop, reader
 from pysora.training.clips import ClipPool, draw, to_model
+from pysora.training.coarse import CoarseDiT, refine
 from pysora.training.components import Components, blocks
 from pysora.training.latents import LatentPool, occupancy
 from pysora.training.loop import Run, optimizers
@@ -269,26 +276,122 @@ def test_flow_loss_is_of_the_velocity_and_of_unknown_frames() -> None:
 
     trainer = object.__new__(diffusion.Trainer)
     trainer.rng = np.random.default_rng(0)
-    trainer.model = nn.Module()
-    trainer.model.dit = Off()
     trainer.bank = SimpleNamespace(batch=lambda attributes, dropped: (None, None))
     trainer.text = SimpleNamespace(text_length=8)
-    loss = float(trainer.flow_loss(z, levels, known, []))
+    loss = float(trainer.flow_loss(Off(), z, levels, known, []))
     shares = [(3 / 13, 0.5), (5 / 13, 0.3), (5 / 13, diffusion.SMALLEST_LEVEL)]
     assert loss == pytest.approx(sum(share * (0.06 / level) ** 2 for share, level in shares), rel=1e-5)
 
 
 def test_latent_pools_keep_the_newest() -> None:
-    pool = LatentPool(lambda video: video[:, :, :1, ::8, ::8], (32, 32, 5), (1, 2, 2), 3, np.random.default_rng(0))
+    pool = LatentPool(lambda video: video[:, :, :1, ::8, ::8], (32, 32, 5), 3, np.random.default_rng(0))
     pool.add(2)
     assert len(pool) == 2
     pool.add(2)
     assert len(pool) == 3
     assert pool.next == 1
-    latents, attributes, occupied = pool.batch(4)
-    assert latents.shape == (4, 3, 1, 4, 4)
+    latents, attributes, boxes = pool.batch(4)
+    assert latents.shape == (4, *pool.shape[1:]) == (4, 3, 1, 4, 4)
     assert len(attributes) == 4
-    assert occupied.shape == (4, 4)
+    assert [b.shape for b in boxes] == [(5, 4)] * 4
+
+
+TINY = diffusion.DiTConfig(
+    patch_size=(1, 1, 1),
+    num_attention_heads=2,
+    attention_head_dim=12,
+    in_channels=4,
+    out_channels=4,
+    text_dim=8,
+    ffn_dim=16,
+    num_layers=2,
+    freq_dim=16,
+)
+
+
+def coarse_dit() -> CoarseDiT:
+    torch.manual_seed(0)
+    return CoarseDiT(dataclasses.replace(TINY, patch_size=CoarseDiT.cells))
+
+
+def test_coarse_tokens_stand_where_the_first_of_their_cells_do() -> None:
+    coarse, cpu = coarse_dit(), torch.device("cpu")
+    for ours, fine in zip(coarse.rope((2, 3, 2), cpu), rope_tables((2, 6, 4), 12, cpu), strict=True):
+        assert torch.equal(ours, fine.view(2, 6, 4, -1)[:, ::2, ::2].reshape(ours.shape))
+
+
+def test_fine_tokens_begin_as_the_coarse_ones_of_even_patches() -> None:
+    coarse = coarse_dit()
+    fine = refine(coarse, TINY)
+    assert fine.config.patch_size == (1, 1, 1)
+    even = torch.randn(2, 4, 3, 2, 3).repeat_interleave(2, 3).repeat_interleave(2, 4)
+    tokens = [
+        ops.patch_embed(even, dit.patch_embedding.weight, dit.patch_embedding.bias).detach() for dit in (coarse, fine)
+    ]
+    per_cell = tokens[0].view(2, 3, 2, 3, -1).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(tokens[1].view_as(per_cell), per_cell)
+    # What is said of a patch: the mean over its cells.
+    hidden = torch.randn(2, 3 * 2 * 3, TINY.width)
+    said = [
+        ops.unpatchify(h @ dit.proj_out.weight.T + dit.proj_out.bias, grid, dit.config.patch_size)
+        for h, dit, grid in (
+            (hidden, coarse, (3, 2, 3)),
+            (
+                hidden.view(2, 3, 2, 3, -1).repeat_interleave(2, 2).repeat_interleave(2, 3).flatten(1, 3),
+                fine,
+                (3, 4, 6),
+            ),
+        )
+    ]
+    mean = F.avg_pool3d(said[0], (1, 2, 2))
+    torch.testing.assert_close(F.avg_pool3d(said[1], (1, 2, 2)), mean)
+    assert torch.equal(said[1][..., ::2, ::2], said[1][..., 1::2, 1::2])
+    unchanged = [n for n, p in fine.state_dict().items() if n.split(".")[0] not in ("patch_embedding", "proj_out")]
+    assert all(torch.equal(fine.state_dict()[n], coarse.state_dict()[n]) for n in unchanged)
+
+
+class Drawn:
+    """Stands for the trainer: a loss without data, and a record of the patches and the share of images."""
+
+    steps: ClassVar[list[tuple[tuple[int, int, int], float]]] = []
+
+    def __init__(self, *_: object) -> None:
+        self.text = None
+
+    def step(self, model: diffusion.Auxiliary, images: float) -> tuple[torch.Tensor, dict[str, float], int]:
+        Drawn.steps.append((model.dit.config.patch_size, images))
+        return sum(p.square().sum() for p in model.parameters()), {}, 1
+
+
+def test_a_training_from_nothing_begins_with_coarse_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diffusion, "Trainer", Drawn)
+    monkeypatch.setattr(Drawn, "steps", [])
+    monkeypatch.setattr(diffusion, "CONFIG", TINY)
+    monkeypatch.setattr(diffusion, "COARSE", dataclasses.replace(TINY, patch_size=CoarseDiT.cells))
+    judged: list[tuple[Path, int]] = []
+    monkeypatch.setattr(diffusion, "look", lambda run, text, vae, count: judged.append((run.folder, count)))
+    # Every look at the clock takes a second.
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=partial(next, itertools.count())))
+    shutil.copytree(embedded_path() / "vae", tmp_path / "vae" / "final")
+    images, coarse, fine = ((1, 2, 2), 0.75), ((1, 2, 2), 0.08), ((1, 1, 1), 0.08)
+
+    def train(minutes: float, **how: Any) -> list[object]:
+        Drawn.steps.clear()
+        assert load_module(diffusion.DiT, diffusion.train(tmp_path, minutes, **how), torch.float32).config == TINY
+        return list(dict.fromkeys(Drawn.steps))
+
+    assert train(2, resume=False) == [images, coarse, fine]
+    assert judged == [(tmp_path / "dit" / "coarse", diffusion.GATE)]
+    seen = len(Drawn.steps)
+    assert 0.4 < sum(patch == (1, 2, 2) for patch, _ in Drawn.steps) / seen < 0.7
+    assert train(2, resume=True) == []
+    assert len(judged) == 1
+    # Fine tokens go on as such, and so do those of a checkpoint.
+    assert train(3, resume=True) == [fine]
+    record = json.loads((tmp_path / "dit" / "progress.json").read_text())
+    assert record["seen"] == seen + len(Drawn.steps)
+    shutil.copytree(tmp_path / "dit" / "final", tmp_path / "model" / "transformer")
+    assert train(1, resume=False, start=tmp_path / "model") == [fine]
 
 
 def test_autoencoder_loss_falls() -> None:
@@ -337,6 +440,8 @@ def test_stages_are_named_and_ordered(tmp_path: Path) -> None:
         training.run("vae", tmp_path, 0)
     with pytest.raises(FileNotFoundError, match="run the stage 'vae' first"):
         training.run("dit", tmp_path, 1)
+    with pytest.raises(ValueError, match="start must be left out for sketch, which begins with coarse tokens; got "):
+        training.run("sketch", tmp_path, 1, start=tmp_path)
 
 
 def test_all_stages_share_the_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

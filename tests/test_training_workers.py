@@ -40,6 +40,7 @@ SCRIPT = textwrap.dedent(
             return model(x).mean(), {}, 4
 
         run.train(step)
+        workers.dismiss()
         (folder / f"returned{workers.rank()}").touch()
 
 

@@ -16,6 +16,7 @@ struct Linear {
   static constexpr bool kSplit = Product<Held>::kSplit;
 
   const LinearParams& p;
+  int* const lost;  // set where a weight is not what it is multiplied as
   const std::int64_t depth = Product<Held>::depth_of(p.D);
   const T* const weight = static_cast<const T*>(p.weight);
 
@@ -31,7 +32,7 @@ struct Linear {
   }
   void copy_weight(std::int64_t e, float* place) const {
     if constexpr (kSplit) {
-      narrow_values(weight + e * p.weight_stride, p.D, depth, place);
+      if (!narrow_values(weight + e * p.weight_stride, p.D, depth, place)) __atomic_store_n(lost, 1, __ATOMIC_RELAXED);
     } else {
       copy_values<Elem>(weight + e * p.weight_stride, 1, p.D, place);
     }
@@ -47,6 +48,7 @@ struct Linear {
   bool turns() const { return kMatrixUnit<typename Product<Held>::Unit> && p.E * p.D < p.B * p.L * (p.D + 2 * p.E); }
 
   void run() const {
+    auto go_on = [&] { return !kSplit || !__atomic_load_n(lost, __ATOMIC_RELAXED); };
     if (turns()) {
       const bool evenly = p.x_strides[2] == 1 && (p.B == 1 || p.x_strides[0] == p.L * p.x_strides[1]);
       const ProductShape shape = p.turned();
@@ -54,33 +56,37 @@ struct Linear {
                                                p.x_strides[1]};
       product.run([&](std::int64_t e, float* place) { copy_weight(e, place); },
                   [&](std::int64_t i, float* place) { copy_token(i, place); },
-                  [&](std::int64_t i, std::int64_t e, Vec y, auto lanes) { finish<Out>(p, i, e, y, lanes); });
+                  [&](std::int64_t i, std::int64_t e, Vec y, auto lanes) { finish<Out>(p, i, e, y, lanes); }, go_on);
     } else {
       const ProductShape shape = p.product();
       const Product<Held> product{shape, p.workspace, in_place(weight), p.weight_stride};
       product.run([&](std::int64_t i, float* place) { copy_token(i, place); },
                   [&](std::int64_t e, float* place) { copy_weight(e, place); },
-                  [&](std::int64_t i, std::int64_t e, Vec y, auto lanes) { finish<Out>(p, i, e, y, lanes); });
+                  [&](std::int64_t i, std::int64_t e, Vec y, auto lanes) { finish<Out>(p, i, e, y, lanes); }, go_on);
     }
   }
 };
 
+// Returns whether the result is there: it is not where the weights are none that Held holds.
 template <class T, class Held = T>
-void run(const LinearParams& p) {
+bool run(const LinearParams& p) {
+  int lost = 0;
   if (p.out_dtype == Dtype::f32) {
-    Linear<T, float, Held>{p}.run();
+    Linear<T, float, Held>{p, &lost}.run();
   } else {
-    Linear<T, Bf16, Held>{p}.run();
+    Linear<T, Bf16, Held>{p, &lost}.run();
   }
+  return !lost;
 }
 
-bool bf16_holds_weights(const LinearParams& p) {
-  int lost = 0;
-  for_rows(p.threads, p.E, p.D, [&](std::int64_t e) {
-    const float* row = static_cast<const float*>(p.weight) + e * p.weight_stride;
-    if (!__atomic_load_n(&lost, __ATOMIC_RELAXED) && !bf16_holds(row, p.D))
-      __atomic_store_n(&lost, 1, __ATOMIC_RELAXED);
-  });
+// Whether the first few weights are such as bf16 holds: those of a model in fp32 are told at once.
+bool seems_split(const LinearParams& p) {
+  std::int32_t lost = 0;
+  for (std::int64_t i = 0; i < p.D && i < 16 && p.E > 0; ++i) {
+    std::int32_t bits;
+    std::memcpy(&bits, static_cast<const float*>(p.weight) + i, 4);
+    lost |= bits & 0xFFFF;
+  }
   return !lost;
 }
 
@@ -91,8 +97,8 @@ void linear(const LinearParams& p) {
     run<Bf16>(p);
   } else if (!p.split) {
     run<float>(p);
-  } else if ((*p.split = kMatrixUnit<typename UnitOf<Part>::Unit> && bf16_holds_weights(p))) {
-    run<float, Part>(p);
+  } else {
+    *p.split = kMatrixUnit<typename UnitOf<Part>::Unit> && seems_split(p) && run<float, Part>(p);
   }
 }
 

@@ -56,21 +56,16 @@ inline Vec cut_pair(Vec& even, Vec& odd) {
   return reinterpret_cast<Vec>(first >> 16 | reinterpret_cast<UVec>(cut(odd)));
 }
 
-// n values that bf16 holds, as `depth` units.
-inline void narrow_values(const float* x, std::int64_t n, std::int64_t depth, float* to) {
+// n values as `depth` units of bf16; returns whether bf16 holds them all, none of them infinity or NaN.
+inline bool narrow_values(const float* x, std::int64_t n, std::int64_t depth, float* to) {
   for (std::int64_t u = n / 2; u < depth; ++u) to[u] = 0;
-  sweep(n,
-        [&](std::int64_t i, auto lanes) { store_flushed(reinterpret_cast<Bf16*>(to) + i, load(x + i, lanes), lanes); });
-}
-
-// Whether bf16 holds n values, none of them infinity or NaN.
-inline bool bf16_holds(const float* x, std::int64_t n) {
   IVec lost{};
   Vec poison{};  // NaN where a value is not finite
   sweep(n, [&](std::int64_t i, auto lanes) {
     const Vec v = load(x + i, lanes);
     lost = lost | (bits(v) & 0xFFFF);
     poison = poison + v * 0.0f;
+    store_flushed(reinterpret_cast<Bf16*>(to) + i, v, lanes);
   });
   std::int32_t any = 0;
   for (int i = 0; i < W; ++i) any |= lost[i];

@@ -339,6 +339,12 @@ struct Product {
 
   template <class CopyRow, class CopyWeight, class Finish>
   void run(const CopyRow& copy_row, const CopyWeight& copy_weight, const Finish& finish) const {
+    run(copy_row, copy_weight, finish, [] { return true; });
+  }
+
+  // Leaves off, with results missing, when go_on() is false.
+  template <class CopyRow, class CopyWeight, class Finish, class GoOn>
+  void run(const CopyRow& copy_row, const CopyWeight& copy_weight, const Finish& finish, const GoOn& go_on) const {
     if (shape.E == 0) return;
     constexpr std::int64_t at_once = kVectors * W;
     float* packed = workspace + shape.threads * shape.thread_floats();
@@ -347,6 +353,7 @@ struct Product {
       const std::int64_t row_blocks = ceil_div(rows, at_once), weight_blocks = ceil_div(shape.E, kBlock);
       auto rows_of = [&](std::int64_t b) { return rows - b * at_once < at_once ? rows - b * at_once : at_once; };
       pysora::parallel_for(shape.threads, row_blocks, [&](std::int64_t b, int worker) {
+        if (!go_on()) return;
         const std::int64_t first = start + b * at_once;
         vectors_for(rows_of(b), [&](auto NV) {
           to_lanes<NV>(rows_of(b), row_depth, scratch(worker).room, packed + b * at_once * row_depth,
@@ -366,6 +373,7 @@ struct Product {
           ceil_div((kSplit ? 2 : 4) * shape.threads, passes);  // each makes parts of its weights
       const std::int64_t groups = wanted < row_blocks ? wanted : row_blocks, share = ceil_div(row_blocks, groups);
       pysora::parallel_for(shape.threads, passes * groups, [&](std::int64_t task, int worker) {
+        if (!go_on()) return;
         const Scratch s = scratch(worker);
         const MatrixUnit held;
         const std::int64_t e = task / groups * pass, count = shape.E - e < pass ? shape.E - e : pass;

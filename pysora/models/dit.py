@@ -333,6 +333,10 @@ class DiT(nn.Module):
         embedding, table = self.condition_embedder.embed_time(timestep)
         return Modulation(table, index), Modulation(self.scale_shift_table + embedding[:, None], index)
 
+    def rope(self, grid: tuple[int, int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+        """(cos, sin) fp32 [L, K/2] of the rotary positions of the tokens of `grid`."""
+        return rope_tables(grid, self.config.attention_head_dim, device)
+
     def forward(self, latents: Tensor, timestep: Tensor, context: TextContext) -> Tensor:
         """Velocity of the latents.
 
@@ -343,7 +347,7 @@ class DiT(nn.Module):
         """
         grid, dtype = self.grid(latents.shape), self.patch_embedding.weight.dtype
         blocks_time, last_time = self._modulations(timestep, latents.shape[0], math.prod(grid))
-        rope = rope_tables(grid, self.config.attention_head_dim, latents.device)
+        rope = self.rope(grid, latents.device)
         x = ops.patch_embed(latents.to(dtype), self.patch_embedding.weight, self.patch_embedding.bias)
         # Autocast leaves a half-precision x; the residual stream keeps the dtype of the parameters.
         x = x.to(dtype)

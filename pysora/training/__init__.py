@@ -28,11 +28,11 @@ def run(
         the checkpoint in the layout that `pysora.load` and diffusers read); "all": those of `ALL`, one after the other.
     minutes: the length of the stage over all its segments; "export" does not use it.
     resume: go on from the state that an earlier segment left in `out`.
-    start: a checkpoint folder whose weights the stage begins with, instead of random ones.
+    start: a checkpoint folder whose weights the stage begins with, instead of random ones; not for "sketch".
     workers: processes that train together ("sketch", "dit" and "decoder" only), each with a share of the threads.
     returns: the folder that holds the result.
-    Raises ValueError for an unknown stage, and for workers that it cannot have; FileNotFoundError where an earlier
-    stage is missing.
+    Raises ValueError for an unknown stage, and for workers or a start that it cannot have; FileNotFoundError where an
+    earlier stage is missing.
     """
     if stage not in (*STAGES, "all"):
         raise ValueError(f"stage must be one of {', '.join(STAGES)}, all, not {stage!r}")
@@ -45,6 +45,8 @@ def run(
         return made
     if workers < 1 or (workers > 1 and stage not in _SHARED):
         raise ValueError(f"workers must be 1, or more for {', '.join(_SHARED)}; got {workers} for {stage}")
+    if start and stage == "sketch":
+        raise ValueError(f"start must be left out for sketch, which begins with coarse tokens; got {start}")
     for path in _NEEDS.get(stage, ()):
         if not (out / path).exists():
             raise FileNotFoundError(f"{out / path}: run the stage {path.split('/')[0]!r} first")
@@ -74,7 +76,11 @@ def _stage(stage: str, out: Path, minutes: float, resume: bool, start: Path | No
     if stage in ("sketch", "dit"):
         from pysora.training import diffusion
 
-        return (diffusion.sketch if stage == "sketch" else diffusion.train)(out, minutes, resume, start)
+        return (
+            diffusion.sketch(out, minutes, resume)
+            if stage == "sketch"
+            else diffusion.train(out, minutes, resume, start)
+        )
     from pysora.training import export
 
     return export.write(out, out / "model")

@@ -128,6 +128,7 @@ def train_decoder(folder: Path, minutes: float, resume: bool, start: Path | None
         return *losses(vae, video, weight, None), len(video)
 
     run.train(step)
+    workers.dismiss()
     with run.averaged_weights():
         save_module(vae, target)
     return target

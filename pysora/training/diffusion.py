@@ -1,13 +1,14 @@
 """Stages "sketch" and "dit": flow matching on latents of the drawn world, with known frames trained in from the start.
 
 The transformer predicts the clean latents, and is judged by the velocity that they imply (Li and He 2025,
-arXiv:2511.13720): clean latents lie near few dimensions, where noise fills them all. "sketch" learns from the linear
-components that the autoencoder's latents are held near, and needs no autoencoder: both can be trained at the same
-time.
+arXiv:2511.13720): clean latents lie near few dimensions, where noise fills them all. It begins with tokens of 2x2
+latents (`coarse`). "sketch" is that beginning on the linear components that the autoencoder's latents are held near,
+and needs no autoencoder: both can be trained at the same time.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,13 +24,15 @@ from pysora.conditioning import TextConditions
 from pysora.models.dit import DiT, DiTConfig
 from pysora.models.text import TextEncoder
 from pysora.models.vae import VAE
+from pysora.ops._cpu import multiplies_bf16
 from pysora.pipeline import Pipeline
 from pysora.request import Defaults
 from pysora.sampling import SamplerSettings
 from pysora.training import workers
 from pysora.training.clips import Size
-from pysora.training.components import Components
-from pysora.training.latents import CaptionBank, LatentPool
+from pysora.training.coarse import CoarseDiT, refine
+from pysora.training.components import TIME, Components
+from pysora.training.latents import CaptionBank, LatentPool, occupancy
 from pysora.training.loop import Run, optimizers
 from pysora.training.precision import autocast
 from pysora.worlds import evaluate, oracle
@@ -44,6 +47,10 @@ CONFIG = DiTConfig(
     ffn_dim=1016,
     num_layers=8,
 )
+COARSE = dataclasses.replace(CONFIG, patch_size=CoarseDiT.cells)
+COARSE_SHARE = 0.5
+"""Of a training from nothing, this share has coarse tokens: a fourth as many, so that a minute shows four times as many
+clips. What is where, in which colour and how it moves is learnt there, and outlines with the fine ones."""
 SHIFT = 8.0
 """Towards noise, in training and sampling. The largest components stand far above the others and are seen through noise
 that hides the rest: with the caption of another clip the error grows mostly above level 0.9. There a shift of 3 spends
@@ -67,10 +74,14 @@ POOLS: tuple[tuple[Size, int, float], ...] = (
 )
 """Size, clips kept, share of the steps."""
 TOKENS_PER_STEP = 10 * 320
-DRAWN = 30
+DRAWN = 15
 """For so many clips that are drawn a new one comes into the pool."""
+EARLY_SHARE = 0.25
+"""Share of the coarse steps in which three of four batches are images."""
 LOOK = 1800.0
 """Seconds between two looks at what has been learnt, which take some minutes each."""
+GATE = 200
+"""Held-out prompts that judge coarse tokens before fine ones go on."""
 RESTART = 0.5
 """Share of the full rate at which weights from an earlier training go on: the full one first undoes them."""
 
@@ -134,21 +145,20 @@ class Auxiliary(nn.Module):
 
 
 class Trainer:
-    """What a step needs: pools, captions, the model and its auxiliary heads.
+    """What a step needs beside the model: pools and captions.
 
     folder: that of all stages, for the text encoder. encode: clips `[B, 3, F, H, W]` to normalised latents.
-    run: of the model with its heads. early: share of the training that is mostly images.
+    seed: differs where a training goes on.
     """
 
-    def __init__(self, folder: Path, encode: Callable[[Tensor], Tensor], run: Run, early: float) -> None:
-        assert isinstance(run.model, Auxiliary)
-        self.model, self.early, self.rng = run.model, early, np.random.default_rng([2, run.steps, workers.rank()])
+    def __init__(self, folder: Path, encode: Callable[[Tensor], Tensor], seed: int) -> None:
+        self.rng = np.random.default_rng([2, seed, workers.rank()])
         # What decides a step's cost is the same for all workers.
-        self.choices = np.random.default_rng([2, run.steps])
+        self.choices = np.random.default_rng([2, seed])
         written = folder / "text" / "final"
         self.text = TextEncoder.load(written / "text_encoder", written / "tokenizer", dtype=torch.float32)
         self.bank = CaptionBank(self.text, 8, self.rng)
-        self.pools = [LatentPool(encode, size, CONFIG.patch_size, n, self.rng) for size, n, _ in POOLS]
+        self.pools = [LatentPool(encode, size, n, self.rng) for size, n, _ in POOLS]
         self.shares = [share for _, _, share in POOLS]
         self.fill(1500 // workers.count())
 
@@ -158,35 +168,38 @@ class Trainer:
             for _ in range(max(8, int(clips * share)) // 8):
                 pool.add(8)
 
-    def step(self, progress: float) -> tuple[Tensor, dict[str, float], int]:
-        """One batch from one pool; early steps are mostly images, which cost a fifth. returns as `Run.train` wants."""
+    def step(self, model: Auxiliary, images: float) -> tuple[Tensor, dict[str, float], int]:
+        """One batch from one pool; a share `images` of the steps are images. returns as `Run.train` wants."""
         pool = self.pools[int(self.choices.choice(len(self.pools), p=self.shares))]
-        image = self.choices.random() < (0.75 if progress < self.early else 0.08)
-        T, h, w = pool.grid
+        image = self.choices.random() < images
+        T, h, w = model.dit.grid(pool.shape)
         frames = 1 if image else (int(self.choices.integers(2, T)) if self.choices.random() < 0.1 else T)
         count = min(128, TOKENS_PER_STEP // (frames * h * w))
-        if self.choices.random() < count / DRAWN:
-            pool.add(1)
-        z, attributes, occupied = pool.batch(count, frames)
+        pool.add(self.rng.poisson(count / DRAWN))
+        z, attributes, boxes = pool.batch(count)
+        z = z[:, :, :frames]
         levels, known = noise_levels(count, frames, self.rng)
-        loss = self.flow_loss(z, levels, known, attributes)
+        loss = self.flow_loss(model.dit, z, levels, known, attributes)
         classes = torch.tensor([a.indices[0] for a in attributes])
-        helped = self.model.losses(classes, occupied)
+        occupied = torch.stack([occupancy(each, (frames, h, w), TIME) for each in boxes])
+        helped = model.losses(classes, occupied)
         kind = "image" if image else "video"
         return loss + 0.1 * helped, {kind: float(loss.detach()), "auxiliary": float(helped.detach())}, count
 
-    def flow_loss(self, z: Tensor, levels: Tensor, known: Tensor, attributes: list[worlds.Attributes]) -> Tensor:
+    def flow_loss(
+        self, dit: DiT, z: Tensor, levels: Tensor, known: Tensor, attributes: list[worlds.Attributes]
+    ) -> Tensor:
         """Mean squared error of the velocity, (x - z) / level, on the frames that are not known."""
         embeds, lengths = self.bank.batch(attributes, self.rng.random(len(z)) < TEXT_DROPOUT)
         noise = torch.randn_like(z)
         t = levels[:, None, :, None, None]
         timestep = 1000 * levels[:, 0]
         if known.any():
-            _, h, w = self.model.dit.grid(z.shape)
+            _, h, w = dit.grid(z.shape)
             timestep = 1000 * levels.repeat_interleave(h * w, 1)
         with autocast():
-            context = self.model.dit.encode_text(embeds, lengths, self.text.text_length)
-            clean = self.model.dit((1 - t) * z + t * noise, timestep, context)
+            context = dit.encode_text(embeds, lengths, self.text.text_length)
+            clean = dit((1 - t) * z + t * noise, timestep, context)
         error = ((clean.float() - z) / t.clamp(min=SMALLEST_LEVEL)).square()
         unknown = (~known).float()[:, None, :, None, None].expand_as(error)
         mean: Tensor = (error * unknown).sum() / unknown.sum()
@@ -200,10 +213,10 @@ def assemble(dit: DiT, vae: VAE, text: TextEncoder) -> Pipeline:
     return Pipeline(dit, vae, conditions, SamplerSettings("unipc", SHIFT, "clean"), DEFAULTS)
 
 
-def look(run: Run, trainer: Trainer, vae: VAE, count: int = 24) -> None:
+def look(run: Run, text: TextEncoder, vae: VAE, count: int = 24) -> None:
     """Judge a few held-out prompts, write the accuracy to `accuracy.txt` and the clips' frames to `sheet.png`."""
     prompts = evaluate.held_out_prompts(count, seed=run.steps)
-    pipeline = assemble(trainer.model.dit, vae, trainer.text)
+    pipeline = assemble(_dit(run), vae, text)
     with run.averaged_weights(), autocast():
         videos = pipeline.generate([text for text, _ in prompts], seed=run.steps)
     assert isinstance(videos, list)
@@ -220,48 +233,84 @@ def look(run: Run, trainer: Trainer, vae: VAE, count: int = 24) -> None:
     Image.fromarray(sheet).save(run.folder / "sheet.png")
 
 
-def sketch(folder: Path, minutes: float, resume: bool, start: Path | None = None) -> Path:
-    """Train for `minutes` on the components that the stage "vae" began with; returns the folder of the model.
+def sketch(folder: Path, minutes: float, resume: bool) -> Path:
+    """Train coarse tokens for `minutes` on the components that the stage "vae" began with; returns the model's folder.
 
     The rate does not fall: "dit" goes on from here.
     """
     components = Components.load(folder / "vae" / "components.safetensors")
-    weights = start and start / "transformer"
-    run = _run(folder / "sketch", minutes, resume, weights, RESTART if start else 1.0, floor=1.0)
-    trainer = Trainer(folder, components.project, run, early=0.25)
-    run.train(lambda _: trainer.step(run.progress))
-    return _finish(run, trainer)
+    run = _run(folder / "sketch", minutes, resume, _coarse(None), 1.0, floor=1.0)
+    _train_coarse(run, Trainer(folder, components.project, run.steps))
+    workers.dismiss()
+    return _finish(run)
 
 
 def train(folder: Path, minutes: float, resume: bool, start: Path | None = None) -> Path:
     """Train for `minutes` in all on the finished autoencoder in `folder`; returns the folder of the model.
 
-    Without `start` it begins with what "sketch" left, where there is that.
+    Without `start` it begins with coarse tokens, and with what "sketch" left, where there is that.
     """
     vae = load_module(VAE, folder / "vae" / "final", dtype=torch.float32)
+    # Less than half the time, at an error of a hundredth: noise that the transformer does not see.
+    precision = torch.bfloat16 if multiplies_bf16() else torch.float32
+    encoder = load_module(VAE, folder / "vae" / "final", dtype=precision)
 
     def encode(video: Tensor) -> Tensor:
-        with autocast():
-            return vae.normalize(vae.encode(video, None).float())
+        return encoder.normalize(encoder.encode(video.to(precision), None)).float()
 
-    sketched = folder / "sketch" / "final"
-    weights = start / "transformer" if start else sketched if sketched.is_dir() else None
-    run = _run(folder / "dit", minutes, resume, weights, RESTART if start else 1.0, floor=0.02)
-    trainer = Trainer(folder, encode, run, early=0.0 if weights else 0.08)
-    run.train(lambda _: trainer.step(run.progress), every=[(LOOK, lambda: look(run, trainer, vae))])
-    return _finish(run, trainer)
+    target = folder / "dit"
+    fine = load_module(DiT, start / "transformer", torch.float32) if start else DiT(CONFIG)
+    if start or (resume and (target / "state.safetensors").exists()):
+        run = _run(target, minutes, resume, fine, RESTART, floor=0.02)
+        trainer = Trainer(folder, encode, run.steps)
+    else:
+        sketched = folder / "sketch" / "final"
+        begun = _coarse(sketched if sketched.is_dir() else None)
+        coarse = _run(target / "coarse", minutes * COARSE_SHARE, resume, begun, 1.0, floor=0.02)
+        trainer = Trainer(folder, encode, coarse.steps)
+        if coarse.progress < 1:
+            _train_coarse(coarse, trainer)
+            if not workers.rank():
+                look(coarse, trainer.text, vae, GATE)
+        with coarse.averaged_weights():
+            fine = refine(_dit(coarse), CONFIG)
+        run = _run(target, minutes, False, fine, RESTART, floor=0.02)
+        run.elapsed, run.seen = coarse.elapsed, coarse.seen
+    looks = [(LOOK, lambda: look(run, trainer.text, vae))]
+    run.train(lambda _: trainer.step(_model(run), images=0.08), every=looks)
+    workers.dismiss()
+    return _finish(run)
 
 
-def _run(folder: Path, minutes: float, resume: bool, weights: Path | None, rate: float, floor: float) -> Run:
-    """A run in `folder` of the transformer with its heads, from `weights`, or from random ones, at `rate` of the full
-    learning rate."""
+def _coarse(weights: Path | None) -> CoarseDiT:
+    """A transformer with coarse tokens, from `weights`, or from random ones, the same in all workers."""
     torch.manual_seed(0)
-    model = Auxiliary(DiT(CONFIG) if weights is None else load_module(DiT, weights, torch.float32).train())
+    return CoarseDiT(COARSE) if weights is None else load_module(CoarseDiT, weights, torch.float32)
+
+
+def _train_coarse(run: Run, trainer: Trainer) -> None:
+    """Mostly images first: they cost a fifth."""
+    run.train(lambda _: trainer.step(_model(run), images=0.75 if run.progress < EARLY_SHARE else 0.08))
+
+
+def _run(folder: Path, minutes: float, resume: bool, dit: DiT, rate: float, floor: float) -> Run:
+    """A run in `folder` of the transformer, with new heads, at `rate` of the full learning rate."""
+    torch.manual_seed(0)
+    model = Auxiliary(dit.train())
     opts = optimizers(model, lambda n, p: ".blocks." in n and p.ndim == 2, 0.02 * rate, 2e-3 * rate)
-    return Run(folder, model, opts, minutes, resume=resume, floor=floor)
+    return Run(folder, model, opts, minutes, resume=resume, floor=floor, warmup=30)
 
 
-def _finish(run: Run, trainer: Trainer) -> Path:
+def _model(run: Run) -> Auxiliary:
+    assert isinstance(run.model, Auxiliary)
+    return run.model
+
+
+def _dit(run: Run) -> DiT:
+    return _model(run).dit
+
+
+def _finish(run: Run) -> Path:
     with run.averaged_weights():
-        save_module(trainer.model.dit, run.folder / "final")
+        save_module(_dit(run), run.folder / "final")
     return run.folder / "final"

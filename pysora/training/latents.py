@@ -11,7 +11,6 @@ from torch import Tensor
 from pysora import worlds
 from pysora.models.text import TextEncoder
 from pysora.training.clips import Sample, Size, draw, to_model
-from pysora.training.components import TIME
 
 
 def occupancy(boxes: np.ndarray, grid: tuple[int, int, int], stride: int) -> Tensor:
@@ -33,33 +32,21 @@ def occupancy(boxes: np.ndarray, grid: tuple[int, int, int], stride: int) -> Ten
 
 
 class LatentPool:
-    """Latents, as `encode` makes them, of clips of one size; grows to `limit`, then the oldest are replaced.
+    """Latents, as `encode` makes them, of clips of one size; grows to `limit`, then the oldest are replaced."""
 
-    patch:T, h, w of the latents that are one token.
-    """
-
-    def __init__(
-        self,
-        encode: Callable[[Tensor], Tensor],
-        size: Size,
-        patch: tuple[int, int, int],
-        limit: int,
-        rng: np.random.Generator,
-    ) -> None:
-        self.encode, self.size, self.patch, self.limit, self.rng, self.next = encode, size, patch, limit, rng, 0
+    def __init__(self, encode: Callable[[Tensor], Tensor], size: Size, limit: int, rng: np.random.Generator) -> None:
+        self.encode, self.size, self.limit, self.rng, self.next = encode, size, limit, rng, 0
         self.latents: Tensor | None = None
         self.attributes: list[worlds.Attributes] = []
-        self.occupied: list[Tensor] = []
+        self.boxes: list[np.ndarray] = []
 
     def __len__(self) -> int:
         return len(self.attributes)
 
     @property
-    def grid(self) -> tuple[int, int, int]:
-        """Tokens of a clip, T h w; a pool without clips has none."""
-        T, h, w = (0, 0, 0) if self.latents is None else self.latents.shape[2:]
-        t, y, x = self.patch
-        return T // t, h // y, w // x
+    def shape(self) -> torch.Size:
+        """Of the latents, `[N, z, T, H, W]`; a pool without clips has none."""
+        return torch.Size() if self.latents is None else self.latents.shape
 
     @torch.no_grad()
     def add(self, count: int) -> None:
@@ -72,28 +59,23 @@ class LatentPool:
     def _put(self, sample: Sample, latent: Tensor) -> None:
         if self.latents is None:
             self.latents = torch.empty(self.limit, *latent.shape, dtype=torch.float16)
-        occupied = occupancy(sample.boxes, self.grid, TIME)
         self.latents[self.next] = latent
         if len(self) < self.limit:
             self.attributes.append(sample.attributes)
-            self.occupied.append(occupied)
+            self.boxes.append(sample.boxes)
         else:
-            self.attributes[self.next], self.occupied[self.next] = sample.attributes, occupied
+            self.attributes[self.next], self.boxes[self.next] = sample.attributes, sample.boxes
         self.next = (self.next + 1) % self.limit
 
-    def batch(self, count: int, frames: int | None = None) -> tuple[Tensor, list[worlds.Attributes], Tensor]:
-        """Latents float32 `[B, z, T, H, W]`, what they show, and the occupancy of each token `[B, L]`.
+    def batch(self, count: int) -> tuple[Tensor, list[worlds.Attributes], list[np.ndarray]]:
+        """Latents float32 `[B, z, T, H, W]`, what they show, and the boxes of the subject, `[F, 4]` each.
 
-        frames: only the first latent frames; causal latents of a start are the latents of the shorter clip.
+        The first latent frames are the latents of the shorter clip: they are causal.
         """
         assert self.latents is not None
         chosen = self.rng.integers(len(self), size=count)
         z = self.latents[torch.from_numpy(chosen)].float()
-        occupied = torch.stack([self.occupied[i] for i in chosen])
-        if frames is not None and frames < z.shape[2]:
-            occupied = occupied[:, : occupied.shape[1] // z.shape[2] * frames]
-            z = z[:, :, :frames]
-        return z, [self.attributes[i] for i in chosen], occupied
+        return z, [self.attributes[i] for i in chosen], [self.boxes[i] for i in chosen]
 
 
 class CaptionBank:

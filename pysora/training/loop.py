@@ -118,8 +118,7 @@ class Run:
         step: Callable[[int], tuple[Tensor, dict[str, float], int]],
         every: Iterable[tuple[float, Callable[[], None]]] = (),
     ) -> None:
-        """Go on until `minutes` are used up; an interrupt (Ctrl-C) saves the state and is passed on. Of a group of
-        workers only the leader returns.
+        """Go on until `minutes` are used up; an interrupt (Ctrl-C) saves the state and is passed on.
 
         step: given the number of the step, returns the loss, what else to write down, and how many clips it saw.
         every: (seconds, action) pairs: actions that look at the model, done in the pauses.
@@ -150,7 +149,6 @@ class Run:
         finally:
             if not workers.rank():
                 self.save()
-        workers.dismiss()
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
