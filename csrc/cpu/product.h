@@ -287,15 +287,17 @@ struct Product {
       sum<NV>(first, n, lanes, e, count, units, stride, results, finish);
       if (along == Along::rows && n == NV * W) return;
     }
+    if (along == Along::rows) {  // all that lies side by side at once: lines of the cache are written whole
+      for (std::int64_t i = 0; i < count; ++i)
+        for (std::int64_t v = 0; v * W < n; ++v)
+          with_lanes(n - v * W,
+                     [&](auto lanes) { finish(e + i, first + v * W, load(results + (i * NV + v) * W), lanes); });
+      return;
+    }
     for (std::int64_t v = 0; v * W < n; ++v)
       for (std::int64_t i = 0; i < count; i += W) {
         Vec m[W];
         for (int r = 0; r < W; ++r) m[r] = load(results + ((i + r) * NV + v) * W);
-        if (along == Along::rows) {
-          for (std::int64_t r = 0; r < W && i + r < count; ++r)
-            with_lanes(n - v * W, [&](auto lanes) { finish(e + i + r, first + v * W, m[r], lanes); });
-          continue;
-        }
         transpose(m);
         with_lanes(count - i, [&](auto counted) {
           for (std::int64_t r = 0; r < W && v * W + r < n; ++r) finish(first + v * W + r, e + i, m[r], counted);

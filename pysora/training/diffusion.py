@@ -214,20 +214,22 @@ def assemble(dit: DiT, vae: VAE, text: TextEncoder) -> Pipeline:
 
 
 def look(run: Run, text: TextEncoder, vae: VAE, count: int = 24) -> None:
-    """Judge a few held-out prompts, write the accuracy to `accuracy.txt` and the clips' frames to `sheet.png`."""
+    """Judge held-out prompts, write the accuracy to `accuracy.txt` and the frames of a few clips to `sheet.png`."""
     prompts = evaluate.held_out_prompts(count, seed=run.steps)
     pipeline = assemble(_dit(run), vae, text)
+    clips: list[np.ndarray] = []
     with run.averaged_weights(), autocast():
-        videos = pipeline.generate([text for text, _ in prompts], seed=run.steps)
-    assert isinstance(videos, list)
-    clips = [video.frames for video in videos]
+        for start in range(0, count, 8):
+            videos = pipeline.generate([each for each, _ in prompts[start : start + 8]], seed=run.steps + start)
+            assert isinstance(videos, list)
+            clips += [video.frames for video in videos]
     judged = [oracle.judge(clip) for clip in clips]
     scores = evaluate.score(judged, [a for _, a in prompts])
     line = f"clips seen {run.seen}, {run.elapsed / 60:.0f} min: {scores}"
     with (run.folder / "accuracy.txt").open("a") as file:
         file.write(line + "\n")
     print(line, flush=True)
-    rows = [np.concatenate(list(clip[::4]), 1) for clip in clips]
+    rows = [np.concatenate(list(clip[::4]), 1) for clip in clips[:24]]
     half = len(rows) // 2
     sheet = np.concatenate([np.concatenate(rows[:half]), np.concatenate(rows[half : 2 * half])], 1)
     Image.fromarray(sheet).save(run.folder / "sheet.png")
