@@ -24,11 +24,11 @@ from pysora.loading import open_model
 from pysora.worlds.evaluate import held_out_prompts
 
 SETTINGS: list[dict[str, Any]] = [
-    *({"max_error": bound} for bound in (0.05, 0.1, 0.15, 0.2, 0.3)),
+    *({"max_error": bound} for bound in (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)),
     *({"guidance_interval": interval} for interval in ((0.3, 1.0), (0.5, 1.0), (0.7, 1.0), (0.0, 0.9))),
     {"int8": True},
     {"max_error": 0.1, "guidance_interval": (0.5, 1.0)},
-    *({"max_error": bound, "int8": True} for bound in (0.1, 0.15, 0.2)),
+    *({"max_error": bound, "int8": True} for bound in (0.15, 0.2, 0.25, 0.3)),
     {"preset": "fast"},
 ]
 AIM_SAVED, AIM_DB = 0.5, 28.0

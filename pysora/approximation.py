@@ -33,15 +33,27 @@ class Approximation:
 
 
 EXACT = Approximation()
-FAST = Approximation(max_error=0.2, int8=True)
+FAST = Approximation(max_error=0.25, int8=True)
 PRESETS = {"exact": EXACT, "fast": FAST}
 
 
 def preset(name: str, device: str) -> Approximation:
-    """The row of a preset (KeyError where there is none) on a kind of device, "cpu" or "cuda": its products in 8 bits
-    are for CPUs, since there are no kernels for them elsewhere."""
+    """The row of a preset (KeyError where there is none) on a kind of device, "cpu" or "cuda".
+
+    Its products in 8 bits are for CPUs, since there are no kernels for them elsewhere, and not for those with a matrix
+    unit, where the embedded model's exact ones are as fast.
+    """
     row = PRESETS[name]
-    return row if device == "cpu" else replace(row, int8=False)
+    return replace(row, int8=row.int8 and device == "cpu" and not has_matrix_unit())
+
+
+def has_matrix_unit() -> bool:
+    """Whether the CPU's kernels multiply in a matrix unit (AMX)."""
+    import torch  # not before it is needed: a request is read without it
+
+    from pysora.ops._cpu import matrix_unit
+
+    return matrix_unit(torch.bfloat16)
 
 
 @dataclass(frozen=True)

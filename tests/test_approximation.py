@@ -18,7 +18,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import pysora
-from pysora import prediction
+from pysora import approximation, prediction
 from pysora.approximation import EXACT, FAST, PRESETS, Approximation, preset
 from pysora.cli import app
 from pysora.models.dit import TextContext
@@ -55,7 +55,8 @@ def test_a_model_of_clean_latents_is_one_of_velocities() -> None:
     assert ends[0][1] == ends[1][1] != [0, 0]
 
 
-def test_presets_are_tables_of_every_knob() -> None:
+def test_presets_are_tables_of_every_knob(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(approximation, "has_matrix_unit", lambda: False)
     assert Approximation() == EXACT == PRESETS["exact"]
     assert FAST == PRESETS["fast"] != EXACT
     assert ask().approximation == ask(preset="exact").approximation == EXACT
@@ -70,8 +71,12 @@ def test_presets_are_tables_of_every_knob() -> None:
     assert ask(preset="fast", **knobs).approximation == EXACT
 
 
-def test_the_fast_preset_rounds_on_cpus_alone() -> None:
-    assert preset("fast", "cpu") == FAST
+@pytest.mark.parametrize("unit", [False, True])
+def test_the_fast_preset_rounds_on_cpus_without_a_matrix_unit_alone(
+    monkeypatch: pytest.MonkeyPatch, unit: bool
+) -> None:
+    monkeypatch.setattr(approximation, "has_matrix_unit", lambda: unit)
+    assert preset("fast", "cpu") == replace(FAST, int8=not unit)
     assert preset("fast", "cuda") == replace(FAST, int8=False)
 
 
