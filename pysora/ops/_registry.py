@@ -44,8 +44,11 @@ class Impl:
         """Return why this implementation cannot run with `args`, or None."""
         if reason := self.unavailable():
             return reason
-        if self.recorded is None and needs_gradient(args):
-            return "needs a gradient"
+        if self.recorded is not self.run and needs_gradient(args):
+            if self.recorded is None:
+                return "needs a gradient"
+            if torch._C._are_functorch_transforms_active():
+                return "its gradients are for autograd, not for torch.func"
         return self.unsupported(*args)
 
     def __call__(self, args: Sequence[Any]) -> Any:

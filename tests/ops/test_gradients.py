@@ -132,3 +132,9 @@ def test_the_extension_checks_what_gradients_are_given():
         )
     with pytest.raises(ValueError, match="grad"):
         native.gelu(x, x[:, :1].contiguous(), out, 1)
+
+
+def test_gradients_by_torch_func_are_the_references():
+    x, gate = torch.randn(1, 2, 8), torch.randn(1, 8)
+    found = torch.func.grad(lambda y: ops.gate_residual(x, y, gate).sum())(x)
+    torch.testing.assert_close(found, gate.expand(1, 2, 8))
