@@ -368,9 +368,10 @@ struct Product {
       const std::int64_t most = kMatrixUnit<Unit> && in_place && fitting > 1 ? fitting : 1;
       const std::int64_t even = ceil_div(weight_blocks, shape.threads);
       const std::int64_t blocks = ceil_div(weight_blocks, most < even ? most : even);
-      // As many for each thread, as far as whole squares go.
+      // As many for each thread, as far as whole squares go; vectors want whole tiles.
+      constexpr std::int64_t grain = kMatrixUnit<Unit> ? kSquare : kBlock;
       const std::int64_t share_of_E = ceil_div(shape.E, ceil_div(blocks, shape.threads) * shape.threads);
-      const std::int64_t pass = ceil_div(share_of_E, kSquare) * kSquare, passes = ceil_div(shape.E, pass);
+      const std::int64_t pass = ceil_div(share_of_E, grain) * grain, passes = ceil_div(shape.E, pass);
       const std::int64_t wanted =
           ceil_div((kSplit ? 2 : 4) * shape.threads, passes);  // each makes parts of its weights
       const std::int64_t groups = wanted < row_blocks ? wanted : row_blocks, share = ceil_div(row_blocks, groups);
