@@ -25,7 +25,7 @@ struct Linear {
   }
   void copy_token(std::int64_t i, float* place) const {
     if constexpr (kSplit) {
-      split_values(token(i), p.x_strides[2], p.D, depth, place);
+      split_values<false>(token(i), p.x_strides[2], p.D, depth, place);
     } else {
       copy_values<Elem>(token(i), p.x_strides[2], p.D, place);
     }

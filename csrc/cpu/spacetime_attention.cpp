@@ -51,6 +51,7 @@ struct Attention {
   // what the keys' mean adds to a lane's scores.
   struct Scratch {
     float *weights, *scores, *room, *bias, *q, *out, *shift, *total, *scales, *added;
+    bool fresh;  // `out` has nothing yet, not even zeros
   };
 
   Scratch scratch(int worker, std::int64_t q_block = 0) const {
@@ -61,7 +62,7 @@ struct Attention {
     float* bias = take(2 * kBlock);
     at += q_block * P::q_block_floats(p.K);
     float *q = take(kLanes * key_floats), *out = take(kLanes * (p.K + 16));
-    return {weights, scores, room, bias, q, out, take(kLanes), take(kLanes), take(kLanes), take(kLanes)};
+    return {weights, scores, room, bias, q, out, take(kLanes), take(kLanes), take(kLanes), take(kLanes), false};
   }
 
   // Some packed keys. products: theirs with the queries [keys][lanes], where the matrix unit makes them.
@@ -70,17 +71,16 @@ struct Attention {
     const std::int32_t* offsets;
   };
 
-  Keys keys_of(const Pair& from, std::int64_t first, const float* bias, const Scratch& s) const {
-    return {from.keys + first * key_floats, s.scores, bias, from.scales + first, from.offsets + first};
+  Keys keys_of(const Pair& from, std::int64_t first, const float* bias) const {
+    return {from.keys + first * key_floats, nullptr, bias, from.scales + first, from.offsets + first};
   }
-  template <int NV>
+  template <int NV = 0>
   Keys after(const Keys& keys, std::int64_t i) const {
-    const float* products = keys.products + i % kGroup * NV * W;
-    return {keys.units + i * key_floats, products, keys.bias ? keys.bias + i : nullptr, keys.scales + i,
-            keys.offsets + i};
+    return {keys.units + i * key_floats, keys.products + i * NV * W, keys.bias ? keys.bias + i : nullptr,
+            keys.scales + i, keys.offsets + i};
   }
 
-  // The products of queries and R keys; `unit` makes scores in powers of two of them.
+  // The products of the queries and R keys; `unit` makes scores in powers of two of them.
   template <int R, int NV>
   inline __attribute__((always_inline)) void score(const Scratch& s, Vec (&x)[R][NV], const Keys& keys) const {
     typename Scores::Sum sums[R][NV] = {};
@@ -100,32 +100,55 @@ struct Attention {
         if (kInt8) x[r][v] = x[r][v] * keys.scales[r];
       }
   }
-  Vec unit(const Scratch& s, int v) const { return kInt8 ? load(s.scales + v * W) : splat(p.scale * kLog2e); }
 
+  // Of each lane: minus the reference, the sum of a block's weights, and what makes scores in powers of two.
   template <int NV>
   struct State {
-    Vec shift[NV], total[NV];  // minus the reference; the sum of weights
+    Vec shift[NV], total[NV], units[kInt8 ? NV : 1];
+    Vec unit(int v) const { return units[kInt8 ? v : 0]; }
   };
 
-  // Weights of R keys; false where their sum passes kMost: then the reference is raised, and the state's total and
-  // `out` are brought to it. total: of the block.
-  template <int R, int NV>
-  bool weigh(const Scratch& s, State<NV>& state, Vec (&total)[NV], const Keys& keys, float* weights) const {
+  template <int NV>
+  State<NV> state_of(const Scratch& s) const {
+    State<NV> state;
+    for (int v = 0; v < NV; ++v) {
+      state.shift[v] = load(s.shift + v * W), state.total[v] = Vec{};
+      state.units[kInt8 ? v : 0] = kInt8 ? load(s.scales + v * W) : splat(p.scale * kLog2e);
+    }
+    return state;
+  }
+
+  // What is known of a call before its keys are: whether they have biases, and whether weights are rounded to bf16 and
+  // nobody asks for the logarithm of their sum, which owes more digits.
+  template <bool biased_, bool rounded_>
+  struct Kind {
+    static constexpr bool biased = biased_, rounded = rounded_;
+  };
+  template <class F>
+  bool with_kind(bool biased, const F& f) const {
+    if constexpr (Unit::per > 1 && !kSplit)
+      if (!p.lse) return biased ? f(Kind<true, true>{}) : f(Kind<false, true>{});
+    return biased ? f(Kind<true, false>{}) : f(Kind<false, false>{});
+  }
+
+  // Weights of R keys, which are added to the state's total; returns the largest sum of R.
+  template <class Kind, int R, int NV>
+  inline __attribute__((always_inline)) Vec weigh(const Scratch& s, State<NV>& state, const Keys& keys,
+                                                  float* weights) const {
     Vec x[R][NV];
     score(s, x, keys);
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < NV; ++v) {
-        x[r][v] = fma(x[r][v], unit(s, v), state.shift[v]);
-        if (keys.bias) x[r][v] = x[r][v] + keys.bias[r];
+        x[r][v] = fma(x[r][v], state.unit(v), state.shift[v]);
+        if (Kind::biased) x[r][v] = x[r][v] + keys.bias[r];
       }
-    const bool to_bf16 = Unit::per > 1 && !kSplit && !p.lse;  // the logarithm owes more digits
     Vec most{};
     for (int v = 0; v < NV; ++v) {
-      for (int r = 0; r < R; ++r) x[r][v] = to_bf16 ? exp2_for_bf16(x[r][v]) : exp2(x[r][v]);
+      for (int r = 0; r < R; ++r) x[r][v] = Kind::rounded ? exp2_for_bf16(x[r][v]) : exp2(x[r][v]);
       Vec sum = R > 1 ? x[0][v] + x[1 % R][v] : x[0][v];  // two by two first: long sums lose digits
       for (int r = 2; r + 1 < R; r += 2) sum = sum + (x[r][v] + x[r + 1][v]);
       if (R > 1 && R % 2) sum = sum + x[R - 1][v];
-      total[v] = total[v] + sum;
+      state.total[v] = state.total[v] + sum;
       most = max(sum, most);
       for (int r = 0; r < R; r += Unit::per) {
         Vec next = {};
@@ -138,9 +161,7 @@ struct Attention {
         }
       }
     }
-    if (__builtin_expect(!any_greater(most, kMost), 1)) return true;
-    raise<R, NV>(s, state, keys);
-    return false;
+    return most;
   }
 
   // Stores the weights of consecutive keys as a unit.
@@ -149,7 +170,7 @@ struct Attention {
       (void)odd;
       store(place, even);
     } else {
-      store(place, pairs(even, odd));
+      store(place, kMatrixUnit<Unit> ? round_pair(even, odd) : pairs(even, odd));
     }
   }
   // bf16 of both in turn.
@@ -165,20 +186,30 @@ struct Attention {
     return even;
 #endif
   }
+  // As `pairs`, halves away from 0: Intel's processors take less time for these four than for those two instructions.
+  static Vec round_pair(Vec even, Vec odd) {
+    const UVec half = UVec{} + 0x8000, low = (reinterpret_cast<UVec>(even) + half) >> 16;
+    return reinterpret_cast<Vec>(low | ((reinterpret_cast<UVec>(odd) + half) & 0xFFFF0000));
+  }
 
-  template <int R, int NV>
-  __attribute__((noinline)) void raise(const Scratch& s, State<NV>& state, const Keys& keys) const {
-    Vec x[R][NV];
-    score(s, x, keys);
-    Vec factor[NV];
-    for (int v = 0; v < NV; ++v) {
-      Vec most = -state.shift[v];
-      for (int r = 0; r < R; ++r) most = max(x[r][v] * unit(s, v) + splat(keys.bias ? keys.bias[r] : 0.0f), most);
-      factor[v] = exp2(-state.shift[v] - most);
-      state.shift[v] = -most;
-      state.total[v] = state.total[v] * factor[v];
+  // Raises the references to the scores of n keys where these are higher, and brings totals and `out` to them.
+  template <int NV>
+  __attribute__((noinline)) void raise(const Scratch& s, const Keys& keys, std::int64_t n) const {
+    const State<NV> state = state_of<NV>(s);
+    Vec most[NV], factor[NV];
+    for (int v = 0; v < NV; ++v) most[v] = -state.shift[v];
+    for (std::int64_t i = 0; i < n; ++i) {
+      const Keys key = after<NV>(keys, i);
+      Vec x[1][NV];
+      score(s, x, key);
+      for (int v = 0; v < NV; ++v) most[v] = max(x[0][v] * state.unit(v) + splat(key.bias ? *key.bias : 0.0f), most[v]);
     }
-    for (std::int64_t d = 0; d < p.K; ++d)
+    for (int v = 0; v < NV; ++v) {
+      float* total = s.total + v * W;
+      factor[v] = exp2(-state.shift[v] - most[v]);
+      store(s.shift + v * W, -most[v]), store(total, load(total) * factor[v]);
+    }
+    for (std::int64_t d = 0; !s.fresh && d < p.K; ++d)
       for (int v = 0; v < NV; ++v) {
         float* place = s.out + (d * NV + v) * W;
         store(place, load(place) * factor[v]);
@@ -194,46 +225,68 @@ struct Attention {
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < NV; ++v) {
         float* place = s.out + ((d + r) * NV + v) * W;
-        store(place, load(place) + sum[r][v]);
+        store(place, s.fresh ? sum[r][v] : load(place) + sum[r][v]);
       }
   }
 
-  // Weights of n keys, and their total; false as above.
-  template <int NV>
-  bool weigh_all(const Scratch& s, State<NV>& state, Vec (&total)[NV], const Keys& keys, std::int64_t n) const {
-    auto some = [&](auto R, std::int64_t i) __attribute__((always_inline)) {
-      return weigh<R, NV>(s, state, total, after<NV>(keys, i), s.weights + i / Unit::per * NV * W);
-    };
+  // Weights of n keys; false, and the reference raised, where some pass kMost.
+  template <class Kind, int NV>
+  bool weigh_block(const Scratch& s, const Keys& keys, std::int64_t n) const {
+    State<NV> state = state_of<NV>(s);
     if constexpr (kMatrixUnit<Scores>) {
-      for (std::int64_t i = 0; i < n; i += kGroup) {
-        const std::int64_t end = n - i < kGroup ? n : i + kGroup;
-        if constexpr (kSplit) {
-          part_products<Scores, NV, false, Split::both>(keys.units + i * key_floats, key_floats, depth, s.q, NV * W,
-                                                        depth, depth, Operand::aligned(end - i), s.scores);
-        } else {
-          products<Scores, NV, false>(keys.units + i * depth, depth, s.q, NV * W, depth, end - i, s.scores);
-        }
-        std::int64_t k = i;
-        for (; k + 2 <= end; k += 2)
-          if (!some(std::integral_constant<int, 2>{}, k)) return false;
-        if (k < end && !some(std::integral_constant<int, 1>{}, k)) return false;
-      }
-      return true;
+      for (std::int64_t i = 0; i < n; i += kGroup)
+        if (!weigh_group<Kind>(s, state, after(keys, i), n - i < kGroup ? n - i : kGroup,
+                               s.weights + i / Unit::per * NV * W))
+          return false;
     } else {
-      return tiles(n, some);
+      const bool done = tiles(n, [&](auto R, std::int64_t i) __attribute__((always_inline)) {
+        return weigh_tile<Kind, R>(s, state, after(keys, i), s.weights + i / Unit::per * NV * W);
+      });
+      if (!done) return false;
     }
+    for (int v = 0; v < NV; ++v) store(s.total + v * W, load(s.total + v * W) + state.total[v]);
+    return true;
+  }
+
+  // Those of a tile of R keys, which need all registers: on its own.
+  template <class Kind, int R, int NV>
+  __attribute__((noinline)) bool weigh_tile(const Scratch& s, State<NV>& state, const Keys& keys,
+                                            float* weights) const {
+    if (__builtin_expect(!any_greater(weigh<Kind, R>(s, state, keys, weights), kMost), 1)) return true;
+    raise<NV>(s, keys, R);
+    return false;
+  }
+
+  // Those of one group, multiplied by the matrix unit. Whether some pass kMost is asked of their sum, once.
+  template <class Kind, int NV>
+  bool weigh_group(const Scratch& s, State<NV>& state, Keys keys, std::int64_t n, float* weights) const {
+    keys.products = s.scores;
+    if constexpr (kSplit) {
+      part_products<Scores, NV, false, Split::both>(keys.units, key_floats, depth, s.q, NV * W, depth, depth,
+                                                    Operand::aligned(n), s.scores);
+    } else {
+      products<Scores, NV, false>(keys.units, depth, s.q, NV * W, depth, n, s.scores);
+    }
+    State<NV> group = state;  // of its own: the compiler keeps it in registers
+    for (int v = 0; v < NV; ++v) group.total[v] = Vec{};
+    auto some = [&](auto R, std::int64_t i) __attribute__((always_inline)) {
+      weigh<Kind, R>(s, group, after<NV>(keys, i), weights + i / Unit::per * NV * W);
+    };
+    std::int64_t i = 0;
+    for (; i + 2 <= n; i += 2) some(std::integral_constant<int, 2>{}, i);
+    if (i < n) some(std::integral_constant<int, 1>{}, i);
+    Vec most{};
+    for (int v = 0; v < NV; ++v) most = max(group.total[v], most), state.total[v] = state.total[v] + group.total[v];
+    if (__builtin_expect(!any_greater(most, kMost), 1)) return true;
+    raise<NV>(s, keys, n);
+    return false;
   }
 
   template <int NV>
   void block(const Scratch& s, const Keys& keys, const float* values, std::int64_t n) const {
-    State<NV> state;
-    for (int v = 0; v < NV; ++v) state.shift[v] = load(s.shift + v * W), state.total[v] = load(s.total + v * W);
-    Vec total[NV];
-    do {
-      for (int v = 0; v < NV; ++v) total[v] = Vec{};
-    } while (!weigh_all(s, state, total, keys, n));
-    for (int v = 0; v < NV; ++v)
-      store(s.shift + v * W, state.shift[v]), store(s.total + v * W, state.total[v] + total[v]);
+    auto weigh_all = [&](auto kind) { return weigh_block<decltype(kind), NV>(s, keys, n); };
+    while (!with_kind(keys.bias, weigh_all)) {
+    }
     if constexpr (kSplit) {
       const std::int64_t used = units<Unit>(n), all = Operand::values_depth(n);
       for (int part = 0; part < kParts; ++part)
@@ -245,11 +298,12 @@ struct Attention {
                                                     kGroup, s.scores);
         for (std::int64_t i = 0; i < kGroup * NV; ++i) {
           float* place = s.out + (d * NV + i) * W;
-          store(place, load(place) + load(s.scores + i * W));
+          store(place, s.fresh ? load(s.scores + i * W) : load(place) + load(s.scores + i * W));
         }
       }
     } else if constexpr (kMatrixUnit<Unit>) {
-      products<Unit, NV, true>(values, units<Unit>(n), s.weights, NV * W, units<Unit>(n), p.K, s.out);
+      const auto multiply = s.fresh ? products<Unit, NV, false> : products<Unit, NV, true>;
+      multiply(values, units<Unit>(n), s.weights, NV * W, units<Unit>(n), p.K, s.out);
     } else {
       tiles(p.K, [&](auto R, std::int64_t d) {
         gather<R, NV>(s, d, values, units<Unit>(n));
@@ -266,7 +320,7 @@ struct Attention {
       operands.pack_query(j, first + i, packed, place, s.scales[i], s.added[i]);
     });
     for (int v = 0; v < NV; ++v) store(s.shift + v * W, splat(-kNone)), store(s.total + v * W, Vec{});
-    std::memset(s.out, 0, static_cast<std::size_t>(p.K * NV * W) * sizeof(float));
+    if (j.k0 == j.k1) std::memset(s.out, 0, static_cast<std::size_t>(p.K * NV * W) * sizeof(float));
   }
 
   // The queries [first, last) of a job, at most kTogether blocks.
@@ -283,8 +337,9 @@ struct Attention {
       const std::int64_t n_keys = j.k1 - j.k0 - k < kKeys ? j.k1 - j.k0 - k : kKeys;
       for (std::int64_t i = 0; bias && i < n_keys; ++i) bias[i] = *operands.bias_of(j, k + i) * kLog2e;
       const float* values = operands.block_values(packed, k);
-      each_block([&](auto NV, std::int64_t, std::int64_t, const Scratch& s) {
-        block<NV>(s, keys_of(packed, k, bias, s), values, n_keys);
+      each_block([&](auto NV, std::int64_t, std::int64_t, Scratch s) {
+        s.fresh = k == 0;
+        block<NV>(s, keys_of(packed, k, bias), values, n_keys);
       });
     }
     each_block([&](auto NV, std::int64_t i, std::int64_t n, const Scratch& s) { finish<NV>(j, i, n, s); });
@@ -370,11 +425,11 @@ bool splits(const SpacetimeAttentionParams& p) {
   if (!kMatrixUnit<typename UnitOf<Part>::Unit> || p.key_bias || !p.K || p.K % (2 * kSquare)) return false;
   int infinite = 0;
   auto look = [&](const void* x, const std::int64_t* strides, std::int64_t b, std::int64_t token) {
-    Vec poison{};  // NaN where a value is not finite
+    Vec poison{};  // NaN where a value is not finite, or its first part would not be
     for (std::int64_t n = 0; n < p.N; ++n) {
       const float* head = static_cast<const float*>(x) + b * strides[0] + token * strides[1] + n * strides[2];
       const auto values = strided(head, strides[3], p.K);
-      sweep(p.K, [&](std::int64_t d, auto lanes) { poison = poison + values(d, lanes) * 0.0f; });
+      sweep(p.K, [&](std::int64_t d, auto lanes) { poison = poison + values(d, lanes) * 1.01f * 0.0f; });
     }
     if (!(sum_lanes(poison) == 0.0f)) __atomic_store_n(&infinite, 1, __ATOMIC_RELAXED);
   };
