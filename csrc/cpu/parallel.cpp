@@ -12,13 +12,27 @@
 namespace pysora {
 namespace {
 
+// Tasks that follow each other, on a line of the cache of their own.
+struct alignas(64) Range {
+  std::atomic<std::int64_t> next{0};
+  std::int64_t end = 0;
+};
+
+constexpr int kRanges = 64;
+
+// Each thread begins with a range of its own, so that it writes memory that lies together: what the system clears at
+// the first touch is then in that thread's cache. Then it takes what others have left.
 struct Job {
   void (*body)(void*, std::int64_t, int);
   void* context;
-  std::int64_t tasks;
-  int threads;
-  std::atomic<std::int64_t> next{0};
+  int threads, ranges;
   std::atomic<int> workers{0};
+  Range range[kRanges] = {};
+
+  Job(void (*call)(void*, std::int64_t, int), void* with, std::int64_t tasks, int wanted)
+      : body(call), context(with), threads(wanted), ranges(wanted < kRanges ? wanted : kRanges) {
+    for (int i = 0; i < ranges; ++i) range[i].next = tasks * i / ranges, range[i].end = tasks * (i + 1) / ranges;
+  }
 };
 
 // One thread's share: takes a worker number, then tasks until there are none left.
@@ -26,7 +40,10 @@ void work(void* pointer) {
   Job& job = *static_cast<Job*>(pointer);
   const int worker = job.workers++;
   if (worker >= job.threads) return;
-  for (std::int64_t task; (task = job.next++) < job.tasks;) job.body(job.context, task, worker);
+  for (int i = 0; i < job.ranges; ++i) {
+    Range& range = job.range[(worker + i) % job.ranges];
+    for (std::int64_t task; (task = range.next++) < range.end;) job.body(job.context, task, worker);
+  }
 }
 
 // A second OpenMP runtime beside torch's would fight its spinning threads, so the one in the process is used. The
@@ -101,7 +118,7 @@ const char* thread_runtime() {
 
 void parallel(int threads, std::int64_t tasks, void (*body)(void*, std::int64_t, int), void* context) {
   if (tasks < threads) threads = static_cast<int>(tasks);
-  Job job{body, context, tasks, threads};
+  Job job(body, context, tasks, threads < 1 ? 1 : threads);
   if (threads <= 1) return work(&job);
   if (const OpenMP* omp = openmp()) {
     if (omp->in_parallel()) return work(&job);

@@ -18,8 +18,10 @@ struct PatchEmbed {
   const std::int64_t pt = p.weight_shape[2], ph = p.weight_shape[3], pw = p.weight_shape[4];
   const std::int64_t t = p.video_shape[2] / pt, h = p.video_shape[3] / ph, w = p.video_shape[4] / pw;
   const std::int64_t L = t * h * w;
-  // More than the caches hold: what comes next reads it from memory anyway.
-  const bool streams = p.video_shape[0] * L * D * static_cast<std::int64_t>(sizeof(T)) >= kPastCaches && D % W == 0 &&
+  // More than the caches hold: what comes next reads it from memory anyway. Not on processors with a matrix unit, whose
+  // caches keep what the system has just cleared: past them each line would go to memory twice.
+  const bool streams = !kMatrixUnit<typename Product<T>::Unit> &&
+                       p.video_shape[0] * L * D * static_cast<std::int64_t>(sizeof(T)) >= kPastCaches && D % W == 0 &&
                        reinterpret_cast<std::uintptr_t>(p.out) % (W * sizeof(T)) == 0;
 
   // Copies the C*pt*ph*pw values from `offset` on. Lines of the usual length 2 are known to the compiler.
@@ -40,14 +42,29 @@ struct PatchEmbed {
         }
   }
 
-  Vec bias(std::int64_t d, Whole) const { return bias(d, W); }
-  Vec bias(std::int64_t d, std::int64_t lanes) const {
-    const T* from = static_cast<const T*>(p.bias) + d * p.bias_stride;
-    if (p.bias_stride == 1 && lanes == W) return load(from);
-    Vec values = {};
-    for (std::int64_t i = 0; i < lanes; ++i) values[i] = to_float(from[i * p.bias_stride]);
-    return values;
-  }
+  // Where results go. On its own, so that the compiler keeps it in registers.
+  struct Results {
+    T* out;
+    const T* bias;
+    std::int64_t D, bias_stride;
+    bool streams;
+
+    inline __attribute__((always_inline)) void operator()(std::int64_t token, std::int64_t d, Vec y, Whole) const {
+      if (bias) y = y + (bias_stride == 1 ? load(bias + d) : biases(d, W));
+      T* place = out + token * D + d;
+      if (streams) return store_streamed(place, y);
+      store_flushed(place, y);
+    }
+    void operator()(std::int64_t token, std::int64_t d, Vec y, std::int64_t lanes) const {
+      if (bias) y = y + biases(d, lanes);
+      store_flushed(out + token * D + d, y, lanes);
+    }
+    __attribute__((noinline)) Vec biases(std::int64_t d, std::int64_t lanes) const {
+      Vec values = {};
+      for (std::int64_t i = 0; i < lanes; ++i) values[i] = to_float(bias[(d + i) * bias_stride]);
+      return values;
+    }
+  };
 
   void run() const {
     const ProductShape shape = p.product();
@@ -58,12 +75,7 @@ struct PatchEmbed {
           const std::int64_t l = token % L, x = l % w, y = l / w % h, z = l / w / h, *s = p.video_strides;
           gather(p.video, s, token / L * s[0] + z * pt * s[2] + y * ph * s[3] + x * pw * s[4], place);
         },
-        [&](std::int64_t token, std::int64_t d, Vec y, auto lanes) __attribute__((always_inline)) {
-          if (p.bias) y = y + bias(d, lanes);
-          T* place = static_cast<T*>(p.out) + token * D + d;
-          if (streams) return store_streamed(place, y);
-          store_flushed(place, y, lanes);
-        });
+        Results{static_cast<T*>(p.out), static_cast<const T*>(p.bias), D, p.bias_stride, streams});
   }
 };
 
