@@ -287,11 +287,17 @@ struct Product {
       sum<NV>(first, n, lanes, e, count, units, stride, results, finish);
       if (along == Along::rows && n == NV * W) return;
     }
-    if (along == Along::rows) {  // all that lies side by side at once: lines of the cache are written whole
+    if (along == Along::rows) {    // all that lies side by side at once: lines of the cache are written whole
+      const Finish held = finish;  // what is written might change the other one, the compiler believes
+      auto each = [&](std::int64_t i, std::int64_t v, auto lanes) __attribute__((always_inline)) {
+        held(e + i, first + v * W, load(results + (i * NV + v) * W), lanes);
+      };
       for (std::int64_t i = 0; i < count; ++i)
-        for (std::int64_t v = 0; v * W < n; ++v)
-          with_lanes(n - v * W,
-                     [&](auto lanes) { finish(e + i, first + v * W, load(results + (i * NV + v) * W), lanes); });
+        if (n == NV * W) {
+          for (std::int64_t v = 0; v < NV; ++v) each(i, v, Whole{});
+        } else {
+          for (std::int64_t v = 0; v * W < n; ++v) with_lanes(n - v * W, [&](auto lanes) { each(i, v, lanes); });
+        }
       return;
     }
     for (std::int64_t v = 0; v * W < n; ++v)
