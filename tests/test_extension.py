@@ -65,6 +65,7 @@ def draw(threads):
     return out
 assert _C.build_info()['threads'] == 'own pool', _C.build_info()
 assert all(np.array_equal(draw(3), draw(1)) for _ in range(50))
+assert all(np.array_equal(draw(threads), draw(1)) for threads in (2, 7, 70))
 pid = os.fork()
 if pid == 0:
     os._exit(0 if np.array_equal(draw(3), draw(1)) else 1)
@@ -73,6 +74,20 @@ print('same')
 """
     done = python(code)
     assert done.stdout.strip() == "same", done.stderr
+
+
+@pytest.mark.parametrize("threads", [2, 5, 70])
+def test_every_task_is_done_once_by_any_number_of_threads(threads):
+    """More threads than a job has ranges (64), and numbers that do not divide the tasks."""
+    x, y, gate = torch.randn(1, 3333, 48), torch.randn(1, 3333, 48), torch.randn(1, 48)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = ops.gate_residual(x, y, gate, backend="cpu")
+        torch.set_num_threads(threads)
+        assert torch.equal(ops.gate_residual(x, y, gate, backend="cpu"), expected)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_raw_memory_gives_the_same_result():
