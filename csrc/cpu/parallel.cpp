@@ -118,12 +118,13 @@ const char* thread_runtime() {
 
 void parallel(int threads, std::int64_t tasks, void (*body)(void*, std::int64_t, int), void* context) {
   if (tasks < threads) threads = static_cast<int>(tasks);
-  Job job(body, context, tasks, threads < 1 ? 1 : threads);
-  if (threads <= 1) return work(&job);
-  if (const OpenMP* omp = openmp()) {
-    if (omp->in_parallel()) return work(&job);
-    return omp->parallel(work, &job, static_cast<unsigned>(threads), 0);
+  const OpenMP* omp = threads > 1 ? openmp() : nullptr;
+  if (threads <= 1 || (omp && omp->in_parallel())) {
+    for (std::int64_t task = 0; task < tasks; ++task) body(context, task, 0);
+    return;
   }
+  Job job(body, context, tasks, threads);
+  if (omp) return omp->parallel(work, &job, static_cast<unsigned>(threads), 0);
   static Pool* const pool = new Pool;  // never destroyed: its threads outlive static destructors
   pool->run(job, threads);
 }
