@@ -156,6 +156,7 @@ struct Weights {
       store(place, kMatrixUnit<Unit> ? round_pair(even, odd) : pairs(even, odd));
     }
   }
+
   // Raises the references to the scores of n keys where these are higher, and brings totals and `out` to them.
   template <int NV>
   __attribute__((noinline)) void raise(const Scratch& s, const Keys& keys, std::int64_t n) const {

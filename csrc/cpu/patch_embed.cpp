@@ -20,7 +20,7 @@ struct PatchEmbed {
   const std::int64_t L = t * h * w;
   // More than the caches hold: what comes next reads it from memory anyway. Not on processors with a matrix unit, whose
   // caches keep what the system has just cleared: past them each line would go to memory twice.
-  const bool streams = !kMatrixUnit<typename Product<T>::Unit> &&
+  const bool streams = !kMatrixUnit<typename Product<Bf16>::Unit> &&
                        p.video_shape[0] * L * D * static_cast<std::int64_t>(sizeof(T)) >= kPastCaches && D % W == 0 &&
                        reinterpret_cast<std::uintptr_t>(p.out) % (W * sizeof(T)) == 0;
 
