@@ -47,13 +47,6 @@ struct Operands {
     return static_cast<const T*>(base) + j.b * strides[0] + token * strides[1] + j.n * strides[2];
   }
 
-  // Asks for a token's values ahead of their use: the processor does not foresee them, since other heads' lie between.
-  static constexpr std::int64_t kAhead = 8;  // tokens
-  void fetch(const T* row) const {
-    for (std::int64_t i = 0; i < p.K * static_cast<std::int64_t>(sizeof(T)); i += 64)
-      __builtin_prefetch(reinterpret_cast<const char*>(row) + i);
-  }
-
   // The packed keys and values of one job. Keys: rows of units along the head dimension, part by part; values: a unit
   // holds those of consecutive keys, and blocks of kKeys keys follow each other, part by part each. In int8 also the
   // keys' mean, what 1 stands for in each key, and what kOffset adds to its scores.
@@ -108,11 +101,7 @@ struct Operands {
 
   // Keys [first, last) of a job, counted from its first, which begins a block; room for two rows.
   void pack(const Job& j, std::int64_t first, std::int64_t last, const Pair& to, float* room) const {
-    for (std::int64_t i = first; i < last; ++i) {
-      if (i + kAhead < last) fetch(row(p.k, p.k_strides, j, j.k0 + i + kAhead));
-      fetch(row(p.v, p.v_strides, j, j.k0 + i));
-      pack_key(j, i, to);
-    }
+    for (std::int64_t i = first; i < last; ++i) pack_key(j, i, to);
     float* values = block_values(to, first);
     if constexpr (kMatrixUnit<Unit>) {
       turn_values(j, first, last, values);
@@ -179,7 +168,6 @@ struct Operands {
   void pack_query(const Job& j, std::int64_t token, const Pair& packed, float* place, float& scale,
                   float& added) const {
     const T* query = row(p.q, p.q_strides, j, token);
-    if (token + kAhead < j.q1) fetch(row(p.q, p.q_strides, j, token + kAhead));
     if constexpr (kInt8) {
       const auto values = strided(query, p.q_strides[3], p.K);
       scale = quantize<kOffset>(values, p.K, place) * p.scale * kLog2e;
